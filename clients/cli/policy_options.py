@@ -17,6 +17,8 @@ MIN_COHORT = (
     "where whoever sides with the agency learns the sum of the others."
 )
 
+APPROVERS = "People of the agency who must have approved an order before it is answered.  [default: 2 with --officers]"
+
 
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`command` with these options, which it takes as one value, `chosen`."""
@@ -24,11 +26,11 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def chosen(
         *, tasks: tuple[str, ...], allow_plain_updates: bool, without_privacy: bool, officers: bool,
-        min_cohort: int | None, **others: Any,
+        min_cohort: int | None, approvers: int | None, **others: Any,
     ) -> Any:  # fmt: skip
         from sovfed.clients.home.begin import Chosen
 
-        choice = Chosen(tasks, allow_plain_updates, without_privacy, officers, min_cohort or 0)
+        choice = Chosen(tasks, allow_plain_updates, without_privacy, officers, min_cohort or 0, approvers)
         return command(chosen=choice, **others)
 
     options = (
@@ -36,6 +38,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update."),
         click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too."),
         click.option("--officers", is_flag=True, help="Answer no run before an officer has signed its order."),
+        click.option("--approvers", type=click.IntRange(0, 16), metavar="N", help=APPROVERS),
         click.option("--min-cohort", type=click.IntRange(3, 255), metavar="N", help=MIN_COHORT),
     )
     for option in reversed(options):

@@ -11,6 +11,7 @@ from sovfed.clients.home.own_tasks import keep_task, known_task
 from sovfed.clients.home.policy import POLICY, Policy
 from sovfed.clients.orders.rules import REQUIRED, STANDING, OrderRules
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.orders.approving import PEOPLE, USUAL
 from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
 from sovfed.federation.text import ARCHIVE
 
@@ -30,6 +31,7 @@ class Chosen:
     without_privacy: bool = False
     officers: bool = False
     min_cohort: int = 0
+    approvers: int | None = None
 
     @property
     def terms(self) -> Terms:
@@ -42,6 +44,32 @@ class Chosen:
             )
         except ValueError as error:
             raise ConfigError(f"--min-cohort: {error}") from error
+
+    @property
+    def min_approvers(self) -> int:
+        """How many people of the agency must have approved an order: as said, else two where an officer signs it."""
+        if self.approvers is not None:
+            return self.approvers
+        return USUAL if self.officers else 0
+
+    @property
+    def rules(self) -> OrderRules:
+        """Whose word an order needs."""
+        mode = REQUIRED if self.officers else STANDING
+        return OrderRules(mode, min_approvers=self.min_approvers, approvers=PEOPLE if self.min_approvers else ())
+
+    def awaited(self) -> Iterator[str]:
+        """Whose words an order waits for, for whoever chose it."""
+        if self.officers:
+            yield "orders wait for `sovfed client orders officer NAME`"
+        if self.min_approvers:
+            yield (
+                f"{POLICY}: an order must be approved by {self.min_approvers} of {', '.join(PEOPLE)} "
+                "(orders.min_approvers, orders.approvers: the organisation in their certificates); --approvers 0 asks "
+                "for nobody"
+            )
+        elif self.officers:
+            yield f"{POLICY}: the agency's server alone can propose an order (orders.min_approvers 0)"
 
     def meaning(self) -> Iterator[str]:
         """What a smaller cohort than the default's gives up, for whoever chose it."""
@@ -65,6 +93,10 @@ class Chosen:
             yield "require_privacy is true (--without-privacy)"
         if self.officers and policy.orders.mode != REQUIRED:
             yield f"orders.mode is {policy.orders.mode} (--officers)"
+        least, asked = policy.orders.min_approvers, self.min_approvers
+        if least < asked or self.approvers not in (None, least):
+            option = "--officers" if self.approvers is None else "--approvers"
+            yield f"orders.min_approvers is {least}, not {asked} ({option})"
         if self.min_cohort and self.min_cohort != kept:
             yield f"secure_aggregation.min_cohort is {kept} (--min-cohort)"
 
@@ -81,11 +113,10 @@ def begin(home: Path, config: ClientConfig, chosen: Chosen) -> list[str]:
     policy = Policy(
         allowed_tasks=tuple(known_task(name) for name in allowed), allow_plain_updates=chosen.plain_updates,
         require_privacy=not chosen.without_privacy, secure_aggregation=chosen.terms,
-        orders=OrderRules(REQUIRED if chosen.officers else STANDING),
+        orders=chosen.rules,
     )  # fmt: skip
     create(home, config, policy)
-    lines = ["orders wait for `sovfed client orders officer NAME`"] if chosen.officers else []
-    lines += chosen.meaning()
+    lines = [*chosen.awaited(), *chosen.meaning()]
     for name in allowed:
         keep_task(home, name)
         if name.endswith(ARCHIVE):

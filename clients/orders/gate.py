@@ -12,16 +12,18 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from sovfed import __version__
 from sovfed.clients.orders.book import Bound
 from sovfed.clients.orders.rules import STANDING
-from sovfed.federation.archive.signing import REVIEWER, check_signature
 from sovfed.federation.errors import BoundError, IdentityError, OrderError
 from sovfed.federation.messages import LedgerRequest, ReleaseRequest, SecaggRequest
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, Answer
+from sovfed.federation.orders.approving import signer_of
 from sovfed.federation.orders.events import OrderEvent, tell
-from sovfed.federation.orders.order import DOMAIN, read_proposal
+from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.secagg import keys
 from sovfed.federation.secagg.request import MAX_PARTS, run_parts, whole_run
+from sovfed.federation.sums import FIRST, FORM, FORMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +69,10 @@ class OrderGate:
         open_identity: Callable[[], Identity],
         open_trust: Callable[[], Trust],
         clock: Callable[[], float] = time.time,
+        forms: Mapping[str, int] = FORMS,
     ) -> None:
+        """`forms` are those of what this version adds up (`federation/sums.py`)."""
+        self._forms = forms
         self._book, self._rules, self._permits, self._clock = book, rules, permits, clock
         self._open_identity, self._open_trust = open_identity, open_trust
         self._runs = book.runs()
@@ -85,6 +90,7 @@ class OrderGate:
         proposal = read_proposal(request.order.tobytes())
         order = proposal.order
         self._check_proposer(proposal)
+        self._check_form(order)
         if lacking := order.lacks(request):
             raise OrderError(f"run {request.run} is otherwise than its order in: {lacking}")
         self._check(order)
@@ -105,6 +111,7 @@ class OrderGate:
         opened = self._open.get(run) or self._reopen(run)
         order = opened.order
         try:
+            self._check_form(order)
             self._check(order)
         except BoundError as error:
             raise OrderError(str(error)) from error
@@ -144,12 +151,20 @@ class OrderGate:
             keys.public_key(certificate), proposal.order.proposal_message, signature, "agency's proposal"
         )
 
+    def _check_form(self, order: RunOrder) -> None:
+        """Raise BoundError if what the run adds up has another form here, as after an update of one side alone."""
+        if order.form != (own := order.form_by(self._forms)):
+            raise BoundError(
+                f"its sums are of form '{order.form or FIRST}', those of sovfed {__version__} here of "
+                f"'{own or FIRST}': one of both sides has to be updated",
+                FORM,
+            )
+
     def _approvers(self, proposal: Proposal) -> Iterator[SignerIdentity]:
         """The agency's people whose approval holds now. Raises IdentityError if one was changed, or is a stranger's."""
         for approval in proposal.approvals:
-            where = "approval of the order"
-            signer, lapsed = check_signature(approval, proposal.order.text, self._open_trust(), where, domain=DOMAIN)
-            if approval.role == REVIEWER and not lapsed:
+            signer = signer_of(approval, proposal.order, self._open_trust())
+            if signer is not None:
                 yield signer
 
     def _check(self, order: RunOrder) -> None:

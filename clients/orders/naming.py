@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.home.policy import Policy
     from sovfed.clients.orders.book import OrderBook
+    from sovfed.clients.orders.rules import OrderRules
 
 LONGEST: Final = 63  # letters of an officer's name
 _OFFICERS: Final = re.compile(r"^( +officers:) *\[.*\] *$", re.MULTILINE)
@@ -100,6 +101,7 @@ def consented(policy: Policy, withdrawn: Collection[str] = ()) -> Iterator[str]:
     if rules.mode != STANDING:
         officers = ", ".join(rules.keys) or "nobody yet: no run is answered"
         yield f"none: each order waits for an officer ({officers})"
+        yield from _approvers(rules)
         return
     yield "orders within these bounds are signed by this node, without a person; any other waits for an officer:"
     yield f"  asked by     {_any(standing.proposers, 'anybody')}"
@@ -114,6 +116,10 @@ def consented(policy: Policy, withdrawn: Collection[str] = ()) -> Iterator[str]:
     if withdrawn:
         tasks = ", ".join(digest[:32] for digest in sorted(withdrawn))
         yield f"  but no task of a run that this institution has withdrawn from: {tasks}"
+    yield from _approvers(rules)
+
+
+def _approvers(rules: OrderRules) -> Iterator[str]:
     if rules.min_approvers:
         yield f"  approved by  {rules.min_approvers} of {', '.join(rules.approvers)}"
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import BoundError
+from sovfed.federation.orders.approving import counted
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bounded, choice
 from sovfed.federation.statistics.settings import PURPOSE
@@ -135,14 +136,9 @@ class OrderRules:
 
     def check_approvals(self, approvers: Collection[SignerIdentity]) -> None:
         """Raise BoundError unless enough of the agency's people approved, each person and each key once."""
-        counted, keys = set[str](), set[str]()
-        for signer in approvers:
-            names = {signer.organisation, f"{signer.person}@{signer.organisation}"}
-            if names & set(self.approvers) and signer.key not in keys:
-                counted.add(f"{signer.person}@{signer.organisation}")
-                keys.add(signer.key)
-        if len(counted) < self.min_approvers:
-            who = ", ".join(sorted(counted)) or "nobody"
+        people = counted(approvers, self.approvers)
+        if len(people) < self.min_approvers:
+            who = ", ".join(sorted(people)) or "nobody"
             raise BoundError(
                 f"approved by {who} of {list(self.approvers)}; min_approvers is {self.min_approvers}",
                 "orders.min_approvers",

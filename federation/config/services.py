@@ -83,6 +83,12 @@ class ServerConfig:
         0, 0, 100_000, unit="institutions", doc="fewest that have cosigned the log with a release; fewer: none is made"
     )
     crl_source: str | None = bounded(None, 1, 4096, doc="file (absolute) where the authority's lists appear")
+    min_approvers: int = bounded(
+        0, 0, 16, unit="people", doc="who must have approved an order before its run begins; two is usual"
+    )
+    approvers: tuple[str, ...] = bounded(
+        ("agency",), 1, 128, doc="who may be one, as ORGANISATION or PERSON@ORGANISATION of their certificates"
+    )
     min_reviewers: int = bounded(1, 0, 64, doc="people who must have reviewed a task's archive, but for its publisher")
     min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
 
@@ -95,6 +101,8 @@ class ServerConfig:
             raise ValueError(f"two services share a port: {ports}")
         if (self.console_certificate is None) != (self.console_key is None):
             raise ValueError("console_certificate and console_key go together")
+        if self.min_approvers and not self.approvers:
+            raise ValueError(f"min_approvers is {self.min_approvers}; name the agency's people in approvers")
         if self.crl_source is not None and not self.crl_source.startswith("/"):
             raise ValueError(f"crl_source is {self.crl_source!r}, expected an absolute path")
 

@@ -20,9 +20,11 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.errors import BoundError, ProtocolError
+from sovfed.federation.orders.beginning import Beginning, begins_otherwise
 from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
+from sovfed.federation.sums import FORMS, form_of, sums_of
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import LastRequest, Request, RunRequest
@@ -38,6 +40,13 @@ TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answere
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 KINDS: Final = ("train", "private", "evaluate")
+LATER: Final = (
+    "keys",
+    "start",
+    "start_from",
+    "start_round",
+    "form",
+)  # fields that came later: spelled where they are set
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,8 @@ class RunOrder:
     """What a run may ask of each institution. `work` is JSON: the settings that are the same in all its requests.
 
     `epsilon` is what the run may tell of a person at `delta`, by the accountant; both 0 where it has no privacy.
-    `keys` are those of the cohort's certificates, one each (SHA-256, hex), where a cohort is named.
+    `keys` are those of the cohort's certificates, one each (SHA-256, hex), where a cohort is named. `start` and what
+    follows are as in `Beginning`; `form` is that of what institutions add up (`federation/sums.py`).
     """
 
     run: str = named(high=128)
@@ -75,8 +85,16 @@ class RunOrder:
     clip: float = bounded(low=1e-9, high=1e9)
     max_weight: int = bounded(low=1, high=2**53)
     keys: tuple[str, ...] = bounded((), 64, 64)
+    start: str = bounded("", 0, 64)
+    start_from: str = bounded("", 0, 300)
+    start_round: int = bounded(0, 0, 1_000_000)
+    form: str = bounded("", 0, 200)
 
     def __post_init__(self) -> None:
+        if len(self.start) not in (0, 64) or bool(self.start) != bool(self.start_from):
+            raise ValueError("the model that it begins with has a SHA-256 and words, or neither")
+        if self.start_round and (not self.start or self.start_round >= self.rounds):
+            raise ValueError(f"it begins after round {self.start_round} of {self.rounds}, with no model or no round")
         if self.expires <= self.proposed:
             raise ValueError("it expires before it was proposed")
         if len(self.cohort) > MAX_COHORT or len(set(self.cohort)) != len(self.cohort):
@@ -93,12 +111,22 @@ class RunOrder:
     def spelled(self) -> dict[str, Any]:
         """Its fields as JSON has them."""
         values = {**asdict(self), "cohort": list(self.cohort), "keys": list(self.keys)}
-        return {name: value for name, value in values.items() if name != "keys" or value}
+        return {name: value for name, value in values.items() if name not in LATER or value}
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of its spelling: what it is called."""
         return hashlib.sha256(DOMAIN + self.text).hexdigest()
+
+    @property
+    def begins(self) -> Beginning:
+        """The model that the run begins with, as far as the order names one."""
+        return Beginning(self.start, self.start_from, self.start_round)
+
+    def form_by(self, forms: Mapping[str, int] = FORMS) -> str:
+        """The form of the run's sums in a version of sovfed with these `forms`. Raises ProtocolError."""
+        asked = sums_of(self.kind, statistics=bool(self.statistics), candidates=bool(self.candidates))
+        return form_of(asked, forms)
 
     @property
     def statistics(self) -> str:
@@ -168,6 +196,8 @@ class RunOrder:
                 return "candidates"
             if not is_ordered(request):
                 return "model"
+        if isinstance(request, TrainRequest | PrivateRequest) and (other := begins_otherwise(self.begins, request)):
+            return other
         return _differing(self.settings, request)
 
     def narrowed(self, terms: Terms) -> Terms:
@@ -244,13 +274,17 @@ def terms_of(request: RunRequest) -> dict[str, Any]:
 
     last = last_of(request)
     kind, scalars, _ = encode(last)
+    asked = sums_of(
+        kind, statistics=bool(scalars.get("statistics", "")), candidates=bool(scalars.get("candidates", ""))
+    )
     fixed = {name: value for name, value in scalars.items() if name not in VARIES}
     return {
         "run": last.grant if isinstance(last, PrivateRequest) else last.keep,  # by which personal models and charges go
         "task": last.task, "task_digest": last.digest, "kind": kind, "work": json.dumps(fixed, sort_keys=True),
         "rounds": last.round, "parameters": request.parameters, "sums": request.sums,
         "evaluations": request.evaluations, "min_cohort": request.min_cohort, "masked": request.masked,
-        "bits": request.bits, "clip": request.clip, "max_weight": request.max_weight, **_cost(last),
+        "bits": request.bits, "clip": request.clip, "max_weight": request.max_weight, "form": form_of(asked),
+        **_cost(last),
     }  # fmt: skip
 
 

@@ -31,6 +31,9 @@ def asked(order: RunOrder) -> Iterator[str]:
     if order.population:
         yield f"people     {order.population}"
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
+    if order.start:
+        after = f", after round {order.start_round}" if order.start_round else ""
+        yield f"begins     with {order.start_from}; SHA-256 of its parameters {order.start}{after}"
     if work := _work(order):
         yield f"work       {order.rounds} rounds of {work}"
     yield f"with       {who}; at least {order.min_cohort} in each sum"

@@ -61,6 +61,8 @@ class Ordered:
         gone = [f"{name} has {word(self.answers[name])}" for name in self._said(WITHDRAWN)]
         approved = f", approved by {', '.join(self.approvers)}" if self.approvers else ""
         lines = [f"made under order {order.digest[:12]} of {order.proposer} for: {order.purpose}{approved}"]
+        if order.start:
+            lines.append(f"by the order the run begins with {order.start_from}")
         if order.masked:
             lines.append(f"the order is for sums over at least {order.min_cohort} institutions, and for no others")
         officers = sorted(name for name in self._said(SIGNED))

@@ -62,6 +62,7 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
     from sovfed.federation.archive.signer import load_signer
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.orders.order import read_proposal
+    from sovfed.server.orders.approved import approved
     from sovfed.server.orders.proposing import approve as approve_order
     from sovfed.server.orders.proposing import home_of
     from sovfed.server.orders.told import order_lines
@@ -73,8 +74,10 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
         _warn(home, proposal)
     if not yes and not click.confirm(f"Have you read it, and do you sign it as {person.identity}?"):
         raise PolicyError(f"{order}: not signed")
-    approve_order(order, proposal.order, person)
+    proposal = approve_order(order, proposal.order, person)
     click.echo(f"{order}: approved by {person.identity}")
+    if home is not None and (lacking := approved(home, proposal).lacking):
+        click.echo(visible(f"still: {lacking}"))
 
 
 @click.command()
@@ -89,6 +92,7 @@ def explain(name: str, home: Path, as_json: bool) -> None:
       sovfed run explain heart-2027
     """
     from sovfed.federation.orders.order import read_proposal
+    from sovfed.server.orders.approved import approved
     from sovfed.server.orders.making import read_answers
     from sovfed.server.orders.proposing import order_file
     from sovfed.server.orders.taken import taken
@@ -103,6 +107,7 @@ def explain(name: str, home: Path, as_json: bool) -> None:
         click.echo(json.dumps(values | {"taken": taken(path.parent)}, indent=2))
         return
     _tell(order_lines(proposal))
+    _tell(filter(None, (approved(home, proposal).lacking,)))
     _warn(home, proposal)
     _tell(said_lines(proposal, answers))
     _tell(line for withdrawal in read_withdrawn(path.parent) for line in withdrawal.told())
@@ -183,12 +188,20 @@ def unlearn(name: str, new: str, home: Path) -> None:
 
 def _next(home: Path, name: str) -> None:
     """How a run that is proposed begins."""
+    from sovfed.server.orders.approved import approved
+    from sovfed.server.orders.making import read_order
     from sovfed.server.orders.proposing import order_file
     from sovfed.server.orders.told import officer_commands
+    from sovfed.server.runs.folders import run_folder
 
-    click.echo(f"next: `sovfed run start --proposed {name}{option(home)}`")
-    click.echo("where institutions ask for approvals (orders.min_approvers; by default none do), each person first:")
-    click.echo(f"`sovfed run approve {order_file(home, name)}`")
+    approve = f"`sovfed run approve {order_file(home, name)}`"
+    if lacking := approved(home, read_order(run_folder(home, name))).lacking:
+        click.echo(visible(f"{lacking}: no run begins before that; next, each of them: {approve}"))
+        click.echo(f"then: `sovfed run start --proposed {name}{option(home)}`")
+    else:
+        click.echo(f"next: `sovfed run start --proposed {name}{option(home)}`")
+        click.echo("where institutions ask for approvals (orders.min_approvers; `--officers` writes 2), each first:")
+        click.echo(approve)
     _, sign, _ = officer_commands(name)
     click.echo(f"once it is started, the data officer of each institution whose policy asks for one: `{sign}`")
 

@@ -58,17 +58,23 @@ cli.add_command(log_commands(HOME, "server"))
 def init(overrides: tuple[str, ...], home: Path) -> None:
     """Create the home folder, the server's key and a certificate request. OVERRIDES set `server.…` and `tracking.…`.
 
+    With server.min_approvers=2 no run begins before two people of the agency have approved its order.
+
     \b
     Examples:
       sovfed server init --home agency server.host=fed.example.org
       sovfed server init server.names='[agency.example]' server.host=0.0.0.0
       sovfed server init --home agency server.min_cohort=4   # four institutions
+      sovfed server init --home agency server.min_approvers=2 server.approvers='[agency]'
     """
     from sovfed.federation.compose import compose
     from sovfed.server import home as agency
+    from sovfed.server.orders.approved import bound_line
 
-    request = agency.init(home, compose(list(overrides)).config)
+    config = compose(list(overrides)).config
+    request = agency.init(home, config)
     click.echo(f"{request}")
+    click.echo(bound_line(config.server), err=True)
     click.echo(
         f"next: `sovfed authority sign {request} --server --out server.pem` (--home: the authority's), then\n"
         f"      `sovfed server certificate server.pem root.pem crl.pem --home {home}`",
@@ -215,12 +221,13 @@ def status(home: Path, as_json: bool) -> None:
     from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
+    from sovfed.server.orders.approved import bound_line
     from sovfed.server.registry.enrolment import waiting
     from sovfed.server.runs.awaiting import waiting_runs
     from sovfed.server.runs.control import ControlClient
 
-    server_status = read_status(home)
-    control = ControlClient(home, load_settings(home).server.control_port)
+    server_status, server = read_status(home), load_settings(home).server
+    control = ControlClient(home, server.control_port)
     nodes = control.list_nodes() if server_status and control.alive() else []  # or another's server holds the port
     runs_waiting = waiting_runs(home, nodes)
     if as_json:
@@ -237,6 +244,7 @@ def status(home: Path, as_json: bool) -> None:
                     "fingerprints": _fingerprints(home),
                     "runs_waiting": {name: lines for name, _, lines in runs_waiting},
                     "logs": problems(home),
+                    "approvals": {"min_approvers": server.min_approvers, "approvers": server.approvers},
                 },
                 indent=2,
             )
@@ -254,7 +262,7 @@ def status(home: Path, as_json: bool) -> None:
         print_rows(("institution", "status", "node"), [(node.name, node.status, str(node.node_id)) for node in nodes])
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         logs = [visible(f"{why}; `sovfed server log heads` tells more") for why in problems(home).values()]
-        for line in (*server_status.complaints, *logs, *_waiting_lines(home), *fingerprints):
+        for line in (*server_status.complaints, *logs, *_waiting_lines(home), bound_line(server), *fingerprints):
             click.echo(line)
         for name, state, lines in runs_waiting:
             click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))

@@ -14,6 +14,7 @@ from sovfed.federation.host.processes import read_status
 from sovfed.federation.identity import parse_certificate
 from sovfed.server.home import load_settings
 from sovfed.server.orders.apart import refusals_of
+from sovfed.server.orders.approved import approved
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.making import read_answers, read_order
 from sovfed.server.orders.told import officer_commands, order_lines, said_lines
@@ -53,7 +54,10 @@ class InstitutionView:
 
 @dataclass(frozen=True)
 class OrderView:
-    """The order of `run`: what it asks, what was said to it, why it will be refused, what an officer types."""
+    """The order of `run`: what it asks, what was said to it, why it will be refused, what an officer types.
+
+    `lacking` are the approvals without which the agency begins no run.
+    """
 
     run: str
     state: str
@@ -62,6 +66,7 @@ class OrderView:
     against: tuple[str, ...]
     officers: tuple[str, ...]
     file: str
+    lacking: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,18 @@ class Overview:
         lines = read_rounds(folder)
         return {
             "run": run, "waiting": why_waiting(run, folder, nodes), "lines": lines, "newest": lines[: -SHOWN - 1 : -1],
-            "summary": read_summary(self._home, name), "left": _left(run, lines),
+            "summary": read_summary(self._home, name), "left": _left(run, lines), "lacking": self._lacking(run, folder),
             "refusals": _refusals(lines), "absences": absences(attendance(lines), len(lines)),
         }  # fmt: skip
+
+    def _lacking(self, run: dict[str, Any], folder: Path) -> str:
+        """The approvals without which the run is not begun or taken up again."""
+        if run["status"] == "finished":
+            return ""
+        try:
+            return approved(self._home, read_order(folder)).lacking
+        except SovfedError as error:
+            return str(error)
 
     def waiting(self, nodes: list[NodeRecord] | None) -> dict[str, list[str]]:
         """What each active run waits for."""
@@ -150,7 +164,7 @@ class Overview:
         return OrderView(
             name, read_run(self._home, name)["status"] if begun else "proposed", tuple(order_lines(proposal)),
             tuple(said_lines(proposal, read_answers(path.parent))), tuple(refusals_of(self._home, proposal.order)),
-            officer_commands(name), str(path),
+            officer_commands(name), str(path), approved(self._home, proposal).lacking,
         )  # fmt: skip
 
     def budgets(self) -> list[dict[str, Any]]:

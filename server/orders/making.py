@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,10 +16,13 @@ from sovfed.federation.errors import ConfigError, EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
 from sovfed.federation.identity import parse_certificate
+from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal, terms_of
 from sovfed.federation.schema import bind
 from sovfed.federation.secagg.keys import fingerprint, public_key
+from sovfed.server.orders.approved import require_approved
+from sovfed.server.orders.beginning import beginning
 from sovfed.server.registry.enrolment import members
 
 if TYPE_CHECKING:
@@ -33,16 +36,23 @@ if TYPE_CHECKING:
 FILE: Final = "order.json"  # in the run's folder
 ANSWERS: Final = "answers.json"
 DAY_S: Final = 86_400
+NEW: Final = Beginning()  # with a model of the task's own
 
 
-def make_order(config: Config, name: str, request: RunRequest, now: float, keys: tuple[str, ...] = ()) -> RunOrder:
-    """The order of run `name`, which asks for what `request` does, of a cohort with these `keys`, if it names one."""
-    order, begins = config.order, int(now)
+def make_order(
+    config: Config, name: str, request: RunRequest, now: float, keys: tuple[str, ...] = (),
+    begins: Beginning = NEW,
+) -> RunOrder:  # fmt: skip
+    """The order of run `name`, which asks for what `request` does, of a cohort with these `keys`, if it names one.
+
+    It `begins` with that model.
+    """
+    order, proposed = config.order, int(now)
     values: dict[str, Any] = {
         "run": name, "purpose": order.purpose, "proposer": order.proposer, "recipients": order.recipients,
-        "population": order.population, "permit": order.permit, "cohort": order.cohort, "proposed": begins,
-        "expires": begins + order.valid_days * DAY_S, "version": __version__, "strategy": config.strategy.name,
-        "keys": keys,
+        "population": order.population, "permit": order.permit, "cohort": order.cohort, "proposed": proposed,
+        "expires": proposed + order.valid_days * DAY_S, "version": __version__, "strategy": config.strategy.name,
+        "keys": keys, **asdict(begins),
     }  # fmt: skip
     return bind(RunOrder, {**terms_of(request), **values}, "order")
 
@@ -102,16 +112,21 @@ class Ordering:
     def __call__(self, request: RunRequest) -> Bytes:
         """The run's proposal, signed, as bytes: what was proposed and approved, else one that is made now.
 
-        Raises ConfigError if the run asks for something else than was approved, or later.
+        Raises ConfigError if the run asks for something else than was approved, or later; PolicyError if the agency is
+        bound to its people's approvals and they are missing.
         """
         now, kept = time.time(), read_order(self.folder)
-        if kept is not None and (reason := _void(kept.order, request, now)):
+        anew = kept is not None and kept.order.start_round > 0  # from a checkpoint, which later ones have replaced
+        begins = kept.order.begins if kept is not None and anew else beginning(self.config)
+        if kept is not None and (reason := _void(kept.order, request, begins, now)):
             if kept.approvals:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
             kept = None
+        if self.home is not None:
+            require_approved(self.home, self.folder.name, kept, self.config.server.min_approvers)
         if kept is None:
             keys = keys_of(self.home, self.config.order.cohort) if self.home else ()
-            kept = Proposal(make_order(self.config, self.name, request, now, keys))
+            kept = Proposal(make_order(self.config, self.name, request, now, keys, begins))
             tell(self.home, OrderEvent("proposed", kept.order.digest, self.name))
         identity = self.identity
         signed = kept.signed(identity.certificate, identity.sign(kept.order.proposal_message))
@@ -119,8 +134,10 @@ class Ordering:
         return np.frombuffer(signed.to_bytes(), np.uint8)
 
 
-def _void(order: RunOrder, request: RunRequest, now: float) -> str:
-    """Why the run cannot go on under `order`; "" if it can."""
+def _void(order: RunOrder, request: RunRequest, begins: Beginning, now: float) -> str:
+    """Why the run, which `begins` so, cannot go on under `order`; "" if it can."""
     if lacking := order.lacks(request):
         return f"the order is for another run, in: {lacking}"
+    if order.start != begins.start:
+        return "the order is for a run that begins with another model"
     return "the order has ended" if now >= order.expires else ""

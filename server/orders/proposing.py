@@ -13,7 +13,7 @@ from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.text import plain_name, to_base64
 from sovfed.server.orders.making import FILE, keys_of, make_order, read_order, write_order
-from sovfed.server.runs.folders import STATE, run_folder
+from sovfed.server.runs.folders import STATE, beginning, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.archive.signer import SigningKey
     from sovfed.federation.config import Config
+    from sovfed.federation.orders.beginning import Beginning
     from sovfed.federation.orders.order import RunOrder
 
 OVERRIDES: Final = "proposed.json"  # in the run's folder
@@ -50,10 +51,12 @@ def require_task(overrides: Sequence[str]) -> None:
 
 
 def propose(
-    home: Path, name: str, config: Config, overrides: Sequence[str], files: Mapping[str, bytes] | None = None
-) -> Proposal:
+    home: Path, name: str, config: Config, overrides: Sequence[str], files: Mapping[str, bytes] | None = None,
+    begins: Beginning | None = None,
+) -> Proposal:  # fmt: skip
     """Make and keep the order of run `name`, with `files` beside it; nothing is asked of an institution.
 
+    It `begins` with that model, unless told with the one that `config` names.
     Raises ConfigError if the run is there.
     """
     from sovfed.federation.tasks.registry import configured_task
@@ -67,7 +70,9 @@ def propose(
     plan = PrivacyPlan.make(config, kept_name, vector_size(config, task)) if config.privacy.private else None
     request = whole_run(config, task, "proposed", kept_name, plan)
     keys = keys_of(home, config.order.cohort)
-    proposal = Proposal(make_order(config, kept_name, request, time.time(), keys))
+    if begins is None:
+        begins = beginning(home, config)
+    proposal = Proposal(make_order(config, kept_name, request, time.time(), keys, begins))
     private_directory(folder)
     for file, data in (files or {}).items():
         write_private(folder / file, data)

@@ -14,6 +14,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, decision_in
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.tasks.registry import configured_task
+from sovfed.server.orders.beginning import beginning_after
 from sovfed.server.orders.making import read_answers
 from sovfed.server.orders.proposing import propose
 from sovfed.server.orders.withdrawn import PROFILED, read_withdrawn
@@ -68,7 +69,8 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
         raise ConfigError(f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}")
     made = Unlearning(run, gone, left, _from_round(old, config, gone), (summary or {}).get("model_sha256", ""))
     kept = {FILE: json.dumps(asdict(made), indent=1).encode()}  # before there is an order that could be started
-    proposal = propose(home, name, _without(config, name, made), (), kept)
+    begins = beginning_after(old, made.from_round) if made.from_round else None
+    proposal = propose(home, name, _without(config, name, made), (), kept, begins)
     if made.from_round:
         shutil.copyfile(old / KEPT / f"{made.from_round}.safetensors", folder / NAME)
         lines = [json.dumps(line) + "\n" for line in read_rounds(old) if line["round"] <= made.from_round]

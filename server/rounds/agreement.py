@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from sovfed.federation.codec import encode
-from sovfed.federation.errors import BoundError, DeclinedError, IdentityError
+from sovfed.federation.errors import BoundError, DeclinedError, IdentityError, ProtocolError
 from sovfed.federation.messages import EvaluateRequest, LastRequest, PrivateRequest, RunReply, RunRequest
 from sovfed.federation.orders.answers import read_answer
 from sovfed.federation.orders.shown import word
+from sovfed.federation.sums import FORM
 from sovfed.federation.text import NAME, visible
 from sovfed.server.rounds.aggregation import Answer, ask
-from sovfed.server.rounds.refusals import ADVICE, FINAL, listed
+from sovfed.server.rounds.refusals import ADVICE, APPROVERS, FINAL, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -40,6 +41,7 @@ LOOK_S: Final = 0.5
 AGAIN_S: Final = 2.0  # between two questions whether an officer has signed, before round 1
 LATER_S: Final = 30.0  # and once the run goes on without
 ANSWER_S: Final = 15.0  # longest wait for one answer
+NEVER: Final = (*FINAL, ProtocolError.code)  # of a run: who cannot read its order answers nothing under it
 TRIES: Final = 4  # who is silent so often is asked for its first sum unasked, and refuses there
 
 
@@ -129,7 +131,7 @@ class Agreement:
 
     def refusals(self, nodes: Collection[int]) -> dict[int, str]:
         """The code of each of `nodes` that would refuse."""
-        return {node: says[0] if says[0] in FINAL else BoundError.code
+        return {node: says[0] if says[0] in NEVER else BoundError.code
                 for node, says in self.beyond.items() if node in nodes}  # fmt: skip
 
     def _take(self, answer: Answer[RunReply]) -> None:
@@ -151,7 +153,7 @@ class Agreement:
     def _told(self, asked: int, names: Mapping[int, str]) -> str:
         reasons = {node: self._why(node) for node in self.beyond} | dict.fromkeys(self.awaiting, UNSIGNED)
         whose = listed(sorted(f"{names.get(node, str(node))}: {why}" for node, why in reasons.items()))
-        codes = {says[0] for says in self.beyond.values() if says[0] in FINAL}
+        codes = {says[0] for says in self.beyond.values() if says[0] in (*NEVER, APPROVERS, FORM)}
         advice = "; ".join(ADVICE[code] for code in sorted(codes & ADVICE.keys())) or ADVICE["bound"]
         return (
             f"{len(reasons)} of {asked} institutions would not answer this run to its end, minimum cohort is "
@@ -166,7 +168,7 @@ class Agreement:
 def _says(answer: Answer[RunReply]) -> tuple[str, ...]:
     """The settings that the run is beyond, or the code of a refusal that would come again; else nothing."""
     if answer.reply is None:
-        return (answer.refusal,) if answer.refusal in FINAL else ()
+        return (answer.refusal,) if answer.refusal in NEVER else ()
     if answer.reply.order in ("refused", "withdrawn"):
         return ("order",)
     return tuple(name for name in answer.reply.beyond.split(",") if NAME.fullmatch(name))

@@ -89,6 +89,15 @@ def kept_rounds(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in (folder / KEPT).glob("*.safetensors"))
 
 
+def kept_model(folder: Path, number: int) -> Vector:
+    """The model (shape [d]) after round `number` that is kept for good."""
+    from safetensors import safe_open
+
+    with safe_open(folder / KEPT / f"{number}.safetensors", framework="np") as file:
+        model: Vector = file.get_tensor("model")
+    return model
+
+
 def read(folder: Path, config: Config) -> Checkpoint | None:
     """The run's last checkpoint, None if there is none yet. ConfigError if it belongs to another configuration."""
     from safetensors import safe_open

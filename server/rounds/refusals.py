@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import WIRE_SENTENCES
+from sovfed.federation.sums import FORM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 TOLD: Final = 32  # institutions named in a reason
 FINAL: Final = ("needs-privacy", "wrong-task", "config", "bound", "order")  # refusals that no repetition changes
+APPROVERS: Final = "orders.min_approvers"  # the setting that an institution names
 _LOG: Final = "ask their operators, whose `sovfed client logs trainer` names the rule"
 ADVICE: Final = {
     "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
@@ -20,6 +22,9 @@ ADVICE: Final = {
     "privacy": f"{_LOG} and `sovfed client ledger show` says what is left and which run reserves it",
     "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",
+    "protocol": "they cannot read the run's order: update the older side's sovfed",
+    APPROVERS: "people of the agency have to approve it first: `sovfed run propose`, `approve`, `start --proposed`",
+    FORM: "what they add up has another form than here: update the older side's sovfed",
 }
 
 

@@ -16,9 +16,14 @@ from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, EvidenceError, ServiceError
 from sovfed.federation.files import read_private, read_whole, write_private
 from sovfed.federation.host.status import is_locked
+from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import NAME, NAME_IN_WORDS, NAME_LENGTH
 from sovfed.server.network.presence import read_presence
+from sovfed.server.orders.approved import require_approved
+from sovfed.server.orders.beginning import beginning as beginning_with
+from sovfed.server.orders.beginning import keep_origin, origin
+from sovfed.server.orders.making import read_order
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
 from sovfed.server.runs.release import MODEL
@@ -88,7 +93,8 @@ def start_run(
 ) -> int:
     """Ask Flower to start the coordinator of run `name`; Flower's run id. A name is used once, but for resuming.
 
-    `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError.
+    `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError, and PolicyError where
+    approvals of its order are missing.
     """
     folder = run_folder(home, name)
     if (folder / STATE).exists():
@@ -99,6 +105,7 @@ def start_run(
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(read_state(home, name)["flower_run_id"])
     archive = require_reviewed(home, config)
+    require_approved(home, name, read_order(folder), config.server.min_approvers)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
     config = _with_own_start(home, folder, config)
@@ -128,14 +135,32 @@ def _with_own_start(home: Path, folder: Path, config: Config) -> Config:
     start, own = config.task.start, folder / BEGINNING
     if start is None or Path(start) == own:
         return config
-    path = Path(start) if Path(start).exists() else run_folder(home, start)
+    _, content, words = _start_file(home, start)
+    write_private(own, content)
+    keep_origin(own, words)
+    return replace(config, task=replace(config.task, start=str(own)))
+
+
+def _start_file(home: Path, start: str) -> tuple[Path, bytes, str]:
+    """The file of the model that `task.start` names, a path or a run, what is in it, and where it is from.
+
+    Raises ConfigError.
+    """
+    run = "" if Path(start).exists() else start
+    path = run_folder(home, run) if run else Path(start)
     path = path / MODEL if path.is_dir() else path
     try:
-        content = read_whole(path, MAX_START_BYTES)
-    except EvidenceError as error:
+        return path, read_whole(path, MAX_START_BYTES), origin(path, run)
+    except (EvidenceError, OSError) as error:
         raise ConfigError(f"task.start={start}: neither a model's file or folder nor a finished run") from error
-    write_private(own, content)
-    return replace(config, task=replace(config.task, start=str(own)))
+
+
+def beginning(home: Path, config: Config) -> Beginning:
+    """The model that a run of `config` will begin with, as its order names it. Raises SovfedError."""
+    if config.task.start is None:
+        return Beginning()
+    path, _, words = _start_file(home, config.task.start)
+    return replace(beginning_with(replace(config, task=replace(config.task, start=str(path)))), start_from=words)
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:

@@ -37,7 +37,8 @@ def test_what_no_sum_may_be_as_small_as_is_refused(tmp_path: Path) -> None:
     [
         (["--without-privacy"], ["require_privacy is true"]),
         (["--allow-plain-updates"], ["allow_plain_updates is false"]),
-        (["--officers"], ["orders.mode is standing"]),
+        (["--officers"], ["orders.mode is standing", "orders.min_approvers is 0, not 2 (--officers)"]),
+        (["--approvers", "1"], ["orders.min_approvers is 0, not 1 (--approvers)"]),
         (["--min-cohort", "4"], ["secure_aggregation.min_cohort is 5"]),
         (["--task", "heart"], ["allowed_tasks lacks heart"]),
     ],
@@ -58,3 +59,30 @@ def test_join_goes_on_where_the_policy_says_the_same(tmp_path: Path) -> None:
     assert load_policy(home).orders.mode == REQUIRED
     _, told = run(home, "join", *options)
     assert "kept as they are" in told and "no invitation" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "least", "line"),
+    [
+        (["--officers"], 2, "must be approved by 2 of agency"),
+        (["--officers", "--approvers", "3"], 3, "must be approved by 3 of agency"),
+        (["--officers", "--approvers", "0"], 0, "the agency's server alone can propose an order"),
+        (["--approvers", "1"], 1, "must be approved by 1 of agency"),
+        ([], 0, "signed by this node itself"),
+    ],
+)
+def test_where_an_officer_signs_two_of_the_agency_have_approved(
+    tmp_path: Path, words: list[str], least: int, line: str
+) -> None:
+    home = tmp_path / "home"
+    code, told = run(home, "init", "data=breast_cancer", *words)
+    assert code == 0 and line in told, told
+    rules = load_policy(home).orders
+    assert (rules.min_approvers, rules.approvers) == (least, ("agency",) if least else ())
+
+
+def test_a_policy_that_asks_for_more_people_is_kept(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert run(home, "init", "data=breast_cancer", "--officers", "--approvers", "3")[0] == 0
+    assert "kept as they are" in run(home, "join", "--officers")[1]
+    assert "min_approvers is 3, not 2" in run(home, "join", "--officers", "--approvers", "2")[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, loa
 from sovfed.federation.orders.order import Proposal
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.keys import Identity
+from sovfed.federation.sums import FORMS
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.orders.making import make_order
 from sovfed.server.rounds.agreement import run_request
@@ -57,12 +58,15 @@ class House:
             create_officer(path)
         return load_officer(path, bytes)
 
-    def gate(self, name: str, rules: OrderRules, permits: dict[str, DataPermit] | None = None) -> OrderGate:
-        """The gate of institution `name` as its trainer starts it."""
+    def gate(
+        self, name: str, rules: OrderRules, permits: dict[str, DataPermit] | None = None,
+        forms: Mapping[str, int] = FORMS,
+    ) -> OrderGate:  # fmt: skip
+        """The gate of institution `name` as its trainer starts it, of a version that adds up in these `forms`."""
         identity = self.home(name) / "identity"
         return OrderGate(
             OrderBook(self.home(name)).make(), rules, permits or {}, lambda: load_identity(identity),
-            lambda: Trust(identity), lambda: self.now,
+            lambda: Trust(identity), lambda: self.now, forms,
         )  # fmt: skip
 
     def required(self, name: str, **more: Any) -> OrderRules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sovfed.federation.errors import DeclinedError
 from sovfed.federation.files import private_directory
 from sovfed.federation.messages import ProfileRequest, Refusal, RunReply, TrainReply
 from sovfed.federation.orders.answers import REFUSED, read_answer
+from sovfed.federation.sums import FORMS
 from sovfed.server.orders.making import Ordering, read_order
 from sovfed.server.rounds import agreement
 from sovfed.server.rounds.aggregation import PlainAggregation
@@ -30,8 +32,9 @@ CONFIG = planned("secagg=none", "rounds=2", "order.wait_s=0")
 NONE = np.zeros(0, np.uint8)
 
 
-def trainer(house: House, name: str, rules: OrderRules) -> TrainerService:
-    return make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), orders=house.gate(name, rules))
+def trainer(house: House, name: str, rules: OrderRules, forms: Mapping[str, int] = FORMS) -> TrainerService:
+    gate = house.gate(name, rules, forms=forms)
+    return make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), orders=gate)
 
 
 def test_a_trainer_answers_nothing_that_is_under_no_order(tmp_path: Path) -> None:
@@ -82,13 +85,16 @@ def test_a_rule_that_forbids_an_order_is_told_by_its_name(tmp_path: Path) -> Non
     assert isinstance(reply, RunReply) and (reply.beyond, reply.order) == ("orders.require_permit", "")
 
 
-def rounds(house: House, folder: Path, *rules: OrderRules, wait_s: float = 0.0) -> Rounds:
-    """The agency's rounds over institutions h1, h2, … with these rules."""
+def rounds(
+    house: House, folder: Path, *rules: OrderRules, wait_s: float = 0.0, forms: Mapping[str, Mapping[str, int]] = {}
+) -> Rounds:
+    """The agency's rounds over institutions h1, h2, … with these rules; `forms` of who adds up in another, by name."""
     config = planned("secagg=none", "rounds=2", f"order.wait_s={wait_s}")
     names = {number: f"h{number}" for number in range(1, len(rules) + 1)}
     apps = {
-        number: make_client_app(trainer(house, names[number], own)) for number, own in enumerate(rules, start=1)
-    }  # fmt: skip
+        number: make_client_app(trainer(house, names[number], own, forms.get(names[number], FORMS)))
+        for number, own in enumerate(rules, start=1)
+    }
     grid = InMemoryGrid(apps, names)
     made = Rounds(config, "7", grid, make_optimizer(config.strategy), PlainAggregation(grid, 60.0))
     made.name, made.order = "study", Ordering(config, "study", folder, house.agency)
@@ -177,3 +183,10 @@ def test_a_run_waits_for_its_officers_and_takes_in_who_signs_later(
     house.answer("h3", proposal.order.digest)
     waiting.join(60.0)
     assert not waiting.is_alive() and made.cohort() == [1, 2, 3]
+
+
+def test_a_run_that_too_few_of_the_agency_have_approved_is_told_what_is_next(tmp_path: Path) -> None:
+    asks = OrderRules(min_approvers=2, approvers=("agency",))
+    made = rounds(House(tmp_path), private_directory(tmp_path / "run"), asks, asks, asks)
+    with pytest.raises(DeclinedError, match=r"h1: orders\.min_approvers, .* `sovfed run propose`, `approve`"):
+        made.agree()

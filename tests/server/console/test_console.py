@@ -124,8 +124,21 @@ def test_every_page_has_what_it_is_for(anna: httpx.Client) -> None:
     assert "purpose    risk of infarction, study 12" in asked and "hospital-2: refused" in asked
     assert "<code>sovfed client orders sign heart-1</code>" in asked and "sovfed run start" not in asked
     assert "<code>sovfed run start --proposed heart-3</code>" in proposed and "sovfed run approve" in proposed
+    assert "No run begins before" not in text["/orders"]
     assert anna.get("/runs/none").status_code == 409
     assert anna.get("/runs/..%2f..%2fserver.json").status_code in (404, 409)
+
+
+def test_a_bound_agency_s_pages_say_which_approvals_are_missing(home: Path, anna: httpx.Client) -> None:
+    changed_settings(home, min_approvers=2)
+    try:
+        orders, run = anna.get("/orders").text, anna.get("/runs/heart-2").text
+        ended = anna.get("/runs/heart-1").text
+    finally:
+        changed_settings(home, min_approvers=0)
+    assert "No run begins before: approved by nobody, of 2 people of agency" in orders.split("<h2>heart-3</h2>")[1]
+    assert "once its order is approved: approved by nobody, of 2 people" in run
+    assert "once its order is approved" not in ended
 
 
 def test_every_page_is_made_for_keyboard_and_screen_reader(anna: httpx.Client) -> None:

@@ -9,18 +9,24 @@ import sys
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tests.clients.orders.house import House
+from tests.clients.orders.house import SCALE, TASK, House
 
 from sovfed.clients.orders.rules import OrderRules
 from sovfed.federation.errors import ConfigError, IdentityError, ProtocolError
+from sovfed.federation.models.facts import RunFacts
+from sovfed.federation.models.saved import save_model
 from sovfed.federation.orders.answers import Answer
+from sovfed.federation.orders.beginning import Beginning, start_digest
 from sovfed.server.cli.run import cli
 from sovfed.server.home import init
+from sovfed.server.orders.beginning import beginning
 from sovfed.server.orders.making import read_order, write_answers, write_order
 from sovfed.server.orders.proposing import configured, proposed_overrides
 from sovfed.server.runs.curves import ROUNDS
+from sovfed.server.runs.folders import _with_own_start
 
 WORDS = ("task=breast_cancer", "rounds=3", "run_name=study", "order.purpose=malignant or benign, study 12")
 
@@ -121,3 +127,24 @@ def test_an_order_that_was_changed_is_not_approved(house: House) -> None:
     assert changed is not None
     with pytest.raises(IdentityError):
         list(gate._approvers(changed))
+
+
+def test_an_order_names_the_model_that_its_run_trains_further(house: House) -> None:
+    """By the run, or the file, that it is from, and by the digest of its parameters; the file may be gone later."""
+    home = house.folder / "server"
+    vector, scale = np.ones(TASK.parameters, np.float32), SCALE
+    for folder in (home / "runs" / "first", house.folder / "theirs"):
+        folder.mkdir(parents=True)
+        save_model(folder, TASK, vector, scale, RunFacts("first"))
+    for name, start, words in (
+        ("again", "first", "the model of run first, file SHA-256 "),
+        ("bought", str(house.folder / "theirs"), "the model in theirs, file SHA-256 "),
+    ):
+        told = run(house, "propose", WORDS[0], f"run_name={name}", f"start={start}", "--home", str(home)).output
+        proposal = read_order(home / "runs" / name)
+        assert proposal is not None and proposal.order.start == start_digest(vector)
+        assert proposal.order.start_from.startswith(words) and proposal.order.start_from in told
+        config = _with_own_start(home, home / "runs" / name, configured(home, proposed_overrides(home, name)))
+        assert beginning(config) == Beginning(proposal.order.start, proposal.order.start_from)  # as the run has it
+    missing = run(house, "propose", WORDS[0], "run_name=no", "start=nowhere", "--home", str(home), code=2)
+    assert "neither a model's file" in str(missing.exception)

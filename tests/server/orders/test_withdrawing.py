@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,16 +17,19 @@ from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, 
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.files import write_private
 from sovfed.federation.orders.answers import WITHDRAWN
+from sovfed.federation.orders.beginning import start_digest
 from sovfed.federation.orders.order import read_proposal
 from sovfed.federation.release.checking import check_release
+from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import cli
-from sovfed.server.orders.making import ANSWERS, read_answers
+from sovfed.server.orders.making import ANSWERS, Ordering, read_answers
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.unlearning import left_since, unlearn, unlearning_config
 from sovfed.server.orders.withdrawing import withdraw
 from sovfed.server.orders.withdrawn import FILE, PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
+from sovfed.server.rounds.loop import whole_run
 from sovfed.server.runs import certificate
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import run_folder, stored_config
@@ -142,10 +146,17 @@ def test_the_model_is_made_anew_from_before_the_first_round_of_who_withdrew(fede
 
     assert (unlearning.from_round, unlearning.withdrawn) == (1, (LAST,))
     assert proposal.order.cohort == HOSPITALS[:3] and proposal.order.run == "anew"
+    assert (proposal.order.start, proposal.order.start_round) == (start_digest(model), 1)
+    assert proposal.order.start_from == f"the model of run {RUN} after its round 1"
     again = unlearning_config(home, "anew")
     assert again is not None and again.order.cohort == HOSPITALS[:3]
     restored = checkpoint.read(run_folder(home, "anew"), again)
     assert restored is not None and restored.round == 1 and np.array_equal(restored.model, model)
+    anew, agency = run_folder(home, "anew"), load_identity(home / "identity")
+    checkpoint.write(anew, dataclasses.replace(restored, round=2, model=model * 3))  # it goes on, and is resumed
+    task = get_task("digits_linear")
+    shown = read_proposal(Ordering(again, "anew", anew, agency)(whole_run(again, task, "9", "anew", None)).tobytes())
+    assert shown.order == proposal.order
     withdraw(home, RUN, HOSPITALS[2], statement(federation, HOSPITALS[2]))
     with pytest.raises(ConfigError, match="hospital-3 withdrew"):
         unlearning_config(home, "anew")
@@ -187,7 +198,8 @@ def test_without_a_model_from_before_it_is_made_from_the_beginning(federation: R
         unlearn(home, RUN, "anew")
     withdraw(home, RUN, LAST, statement(federation))
 
-    assert unlearn(home, RUN, "anew")[0].from_round == 0
+    made, proposal = unlearn(home, RUN, "anew")
+    assert (made.from_round, proposal.order.start) == (0, "")
 
 
 def test_a_release_of_the_model_made_anew_names_who_is_left_out(federation: Released) -> None:

@@ -131,8 +131,8 @@ def test_a_budget_that_does_not_suffice_is_told_and_nothing_is_charged(tmp_path:
     assert heads == [(tmp_path / str(number) / "privacy").stat().st_mtime_ns for number in range(3)]
 
 
-def test_institutions_that_know_no_such_question_are_asked_for_their_part() -> None:
-    """Of an earlier version: their refusal comes with the first sum, as before."""
+def test_institutions_that_cannot_read_the_question_are_asked_for_nothing() -> None:
+    """Of a version before it, or before a field of its order: what they add up may have another form."""
 
     class Old:
         def answer(self, _request: object) -> Refusal:
@@ -141,8 +141,8 @@ def test_institutions_that_know_no_such_question_are_asked_for_their_part() -> N
     config = planned()
     grid = InMemoryGrid({number: make_client_app(Old()) for number in NAMES}, NAMES)
     made = Rounds(config, "7", grid, make_optimizer(config.strategy), PlainAggregation(grid, 60.0))
-    made.agree()
-    assert made.cohort() == [1, 2, 3]
+    with pytest.raises(DeclinedError, match=r"north: protocol, .* update the older side's sovfed"):
+        made.agree()
 
 
 def test_what_an_institution_says_is_shown_only_if_it_names_settings() -> None:
