@@ -244,7 +244,7 @@ class Retention:
             return
         self._next, now = self._clock() + DAY_S, time.time()
         shrink(self._home)  # where that was not reached before
-        if any(now - one.at < WEEK_S for one in retired_by(LogReader(self._home))):
+        if any(now - retired.at < WEEK_S for retired in retired_by(LogReader(self._home))):
             return
         made = plan(self._home, self._terms, now)
         if (seq := prune(self._home, made)) >= 0:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.clients.orders.house import CONFIG, House, whole
 
-from sovfed.clients.orders import retained
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.places import RUNS
 from sovfed.clients.orders.purge import purge
@@ -27,14 +27,14 @@ def test_entries_of_an_order_stay_while_it_holds_and_of_a_permit_until_it_is_pur
     other = house.proposal(whole(CONFIG, "8"), CONFIG, purpose="another")
     gate.consider(house.show(whole(CONFIG), under))
     gate.consider(house.show(whole(CONFIG, "8"), other))
-    entries = (
+    entries: tuple[dict[str, Any], ...] = (
         {"kind": "round", "run": "7.2"}, {"kind": "order", "order": under.order.digest, "name": ""},
         {"kind": "round", "run": "8"}, {"kind": "order", "order": other.order.digest},
         {"kind": "refusal", "code": "policy"}, {"kind": "round", "run": "9", "name": {}},
     )  # fmt: skip
     assert [*map(needed(home), entries)] == ["permit p-1 is not purged"] * 2 + [HOLDS] * 2 + [""] * 2
     now = time.time()
-    monkeypatch.setattr(retained.time, "time", lambda: now + 10**8)
+    monkeypatch.setattr(time, "time", lambda: now + 10**8)
     assert [*map(needed(home), entries)] == ["permit p-1 is not purged"] * 2 + [""] * 4
     purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert [*map(needed(home), entries)] == [""] * 6

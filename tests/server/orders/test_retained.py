@@ -23,7 +23,6 @@ from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.release.checking import check_release
 from sovfed.server.cli.server import cli
 from sovfed.server.home import SETTINGS, Settings
-from sovfed.server.orders import retained
 from sovfed.server.orders.purging import purge, unpurged
 from sovfed.server.orders.retained import ORDERS, needed
 from sovfed.server.orders.unlearning import FILE as UNLEARNING
@@ -49,7 +48,7 @@ def why(home: Path, monkeypatch: pytest.MonkeyPatch, kind: str = "round", name: 
     """Why an entry of a run stays, years later."""
     now = time.time()
     with monkeypatch.context() as later:
-        later.setattr(retained.time, "time", lambda: now + LONG_S)
+        later.setattr(time, "time", lambda: now + LONG_S)
         return needed(home)({"kind": kind, "name": name})
 
 
