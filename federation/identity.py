@@ -151,7 +151,7 @@ def verify_lapsed(cert_der: bytes, roots: Sequence[x509.Certificate]) -> Names:
     try:
         end = x509.load_der_x509_certificate(cert_der).not_valid_after_utc - timedelta(seconds=1)
         purpose = x509.load_der_x509_certificate(cert_der).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (ValueError, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise IdentityError("certificate: unreadable, or an extension is missing") from error
     if ExtendedKeyUsageOID.CODE_SIGNING in purpose.value:
         raise IdentityError("certificate: a person's, expected an institution's or the agency's")
@@ -293,7 +293,7 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
 def issuer_of(cert_der: bytes, roots: Sequence[x509.Certificate]) -> x509.Certificate:
     """The one of `roots` that signed `cert_der`; the first if none did, which then refuses it."""
     for root in roots if len(roots) > 1 else ():
-        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature, x509.InvalidVersion):
             x509.load_der_x509_certificate(cert_der).verify_directly_issued_by(root)
             return root
     return roots[0]
@@ -416,7 +416,7 @@ def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
     """The one certificate in `pem`; IdentityError names `where`."""
     try:
         (certificate,) = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise IdentityError(f"{where}: expected one PEM certificate") from error
     return certificate
 
@@ -438,7 +438,7 @@ def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Ce
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         purposes = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (ValueError, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
         raise IdentityError("certificate: unreadable, or an extension is missing") from error
     if constraints.ca or not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
         raise IdentityError(f"{_label(certificate)}: basic constraints or key usage are not a leaf's")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.x509 import InvalidVersion
 
 from sovfed.federation.errors import EvidenceError, SovfedError
 
@@ -21,5 +22,6 @@ def holding(what: str) -> Iterator[None]:
         raise EvidenceError(str(error)) from error
     except (
         LookupError, ValueError, ArithmeticError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm,
+        InvalidVersion,
     ) as error:  # fmt: skip
         raise EvidenceError(f"{what} is not of the form that is written") from error

@@ -143,7 +143,7 @@ def public_pem(certificate: bytes) -> bytes:
 def _key_id(certificate: bytes) -> str:
     try:
         return hashlib.sha256(public_pem(certificate)).hexdigest()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise EvidenceError("a certificate of the release cannot be read") from error
 
 
