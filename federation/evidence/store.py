@@ -114,9 +114,12 @@ def _require_unchanged(db: sqlite3.Connection, first: int, last: int) -> None:
         raise EvidenceError(f"entry {expected}: was changed, or is gone already; nothing was deleted: `log verify`")
 
 
-def _concealed(name: str) -> str:
-    """What stands for the name of a run whose entries are gone, so that a later one of it is still linked to them."""
-    return hashlib.sha256(name.encode()).hexdigest()
+def _concealed(name: str) -> bytes:
+    """What stands for the name of a run whose entries are gone, so that a later one of it is still linked to them.
+
+    Bytes, which are no run's name, whatever an agency calls its runs.
+    """
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _held_signer(home: Path) -> tuple[str, Ed25519PrivateKey] | None:
@@ -204,7 +207,7 @@ class LogReader:
         """What the entries say, the newest first."""
         query, before = "SELECT seq, data FROM entries WHERE seq < ? ORDER BY seq DESC LIMIT ?", 1 << 62
         while rows := self._rows(query, before, BATCH):
-            yield from (read_entry(bytes(data)) for _, data in rows)
+            yield from (read_entry(_bytes(data)) for _, data in rows)
             before = int(rows[-1][0])
 
     def inclusion(self, position: int, size: int) -> list[bytes]:

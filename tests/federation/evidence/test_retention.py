@@ -138,7 +138,9 @@ def test_it_is_gone_from_the_disk_and_the_file_is_smaller(hospital: Path) -> Non
 
 
 def test_a_later_entry_of_a_run_is_linked_to_one_that_is_gone(hospital: Path) -> None:
+    """Also where an agency calls another run by the digest of its name."""
     pruned(hospital)
+    record(hospital, "order", event="signed", name=hashlib.sha256(SECRET.encode()).hexdigest(), order="34" * 32, by="")
     seq = record(hospital, "order", event="withdrawn", name=SECRET, order="12" * 32, by="")
 
     ((_, data),) = LogReader(hospital).entries(seq)
