@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +39,20 @@ Examples:
         """Show and check the log that nobody rewrites alone: orders, rounds, releases, refusals, admissions."""
 
     for command in (verify, show, head, heads, trust, export):
-        log.add_command(click.command(help=command.__doc__)(home_option(command)))
+        log.add_command(click.command(name=command.__name__, help=command.__doc__)(home_option(_own(command))))
     log.add_command(click.command(name="prune", help=_prune.__doc__)(home_option(_bound(terms))))
     return log
+
+
+def _own(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for one role alone: click takes a function's options away once it has made a command of it."""
+
+    @functools.wraps(command)
+    def own(**options: Any) -> None:
+        command(**options)
+
+    own.__dict__["__click_params__"] = [*getattr(command, "__click_params__", ())]
+    return own
 
 
 def _bound(terms: Callable[[Path], Terms]) -> Callable[..., None]:
@@ -220,5 +232,6 @@ def _prune(terms: Terms, home: Path, before: datetime | None, *, dry_run: bool, 
         return
     if not yes and not click.confirm("Delete what they say? For good."):
         return
+    made = plan(home, terms, time.time(), until)  # as it is now: an answer may have taken a day
     seq = prune(home, made)
     click.echo(f"what {made.count} entries said is deleted: entry {seq} tells so")
