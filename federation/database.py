@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import EvidenceError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,5 +40,43 @@ def writing(path: Path, schema: str, busy_s: float = BUSY_S) -> Iterator[sqlite3
         db.execute("COMMIT")
     except sqlite3.Error as error:
         raise ServiceError(f"{path}: cannot be written: {error}") from error
+    finally:
+        db.close()
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[sqlite3.Connection]:
+    """The database `path`, opened for writing where that is allowed, though nothing is written but what undoes a dead
+    writer's half. Else a power cut within a transaction would keep everything from starting that reads it first.
+
+    Who may only read, as a gateway, waits for whoever writes: ServiceError, as where there is no `what` to read.
+    Raises EvidenceError where it is no database.
+    """
+    try:
+        db = sqlite3.connect(f"file:{path.absolute()}?mode=rw", uri=True, timeout=BUSY_S)
+    except sqlite3.OperationalError as error:
+        raise ServiceError(f"{path}: no {what} to read") from error
+    try:
+        yield db
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
+            raise ServiceError(f"{path}: a writer died in the middle; whoever writes next undoes it") from error
+        raise EvidenceError(f"{path}: cannot be read as a database: {error}") from error
+    finally:
+        db.close()
+
+
+def compact(path: Path) -> None:
+    """Write the database `path` anew without what was deleted from it. Killed at any moment, it leaves all as it was.
+
+    The copy is in memory meanwhile, for a trainer has no other folder to write in. Raises ServiceError.
+    """
+    db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+    try:
+        for statement in ("journal_mode = TRUNCATE", "synchronous = FULL", "temp_store = MEMORY"):
+            db.execute(f"PRAGMA {statement}")
+        db.execute("VACUUM")
+    except sqlite3.Error as error:
+        raise ServiceError(f"{path}: was not made smaller: {error}") from error
     finally:
         db.close()

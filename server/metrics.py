@@ -20,6 +20,7 @@ from sovfed.federation.host.processes import read_status
 from sovfed.federation.host.watch import process_metrics
 from sovfed.federation.identity import load_certificate, load_crl, parse_certificate
 from sovfed.server.home import load_settings
+from sovfed.server.orders.purging import unpurged
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
 from sovfed.server.runs.awaiting import nodes_of, read_awaiting
@@ -44,6 +45,8 @@ def agency_metrics(home: Path) -> Iterator[Metric]:
     runs = read_runs(home)
     yield from _certificates(home)
     yield from _institutions(home, nodes, runs)
+    name, permits = "sovfed_permits_unpurged", len([*unpurged(home, time.time())])
+    yield GaugeMetricFamily(name, "Permits that have ended and are not purged here.", permits)
     yield from _runs(home, [run for number, run in enumerate(runs) if number < RUNS or run["status"] in ACTIVE])
 
 

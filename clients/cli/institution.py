@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sovfed.clients.home.begin import Chosen
+    from sovfed.federation.evidence.retention import Terms
     from sovfed.federation.host.status import Status
 
 NOT_RUNNING: Final = 4
@@ -95,6 +96,13 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+def log_terms(home: Path) -> Terms:
+    """How long the log of `home` is kept."""
+    from sovfed.clients.orders.retained import terms
+
+    return terms(home)
+
+
 cli.add_command(check_data)
 cli.add_command(console)
 cli.add_command(data)
@@ -102,7 +110,7 @@ cli.add_command(evaluations)
 cli.add_command(failures)
 cli.add_command(join)
 cli.add_command(ledger)
-cli.add_command(log_commands(HOME, "client"))
+cli.add_command(log_commands(HOME, "client", log_terms))
 cli.add_command(model)
 cli.add_command(orders)
 cli.add_command(personal)
@@ -268,19 +276,23 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.clients.cli.failures import describe, told
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.node.renewal import last_contact
+    from sovfed.clients.orders.book import OrderBook
+    from sovfed.clients.orders.purge import unpurged
     from sovfed.clients.trainer.allowance import read_state
     from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.status import read_status
     from sovfed.federation.secagg.files import near_sums
 
     current, near, contact, split = read_status(home), near_sums(home), last_contact(home), problems(home)
-    requests = describe(read_state(home), load_policy(home)) if (home / "policy.yaml").exists() else None
+    policy = load_policy(home) if (home / "policy.yaml").exists() else None
+    requests = describe(read_state(home), policy) if policy else None
+    permits = [*unpurged(OrderBook(home), policy.permits, time.time())] if policy else []
     if as_json:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
         agency = dataclasses.asdict(contact) if contact else None
-        told_of = {"agency": agency, "requests": requests, "near_sums": near, "logs": split}
+        told_of = {"agency": agency, "requests": requests, "near_sums": near, "logs": split, "permits": permits}
         click.echo(json.dumps({**shown, **told_of}, indent=2))
     elif current:
         from rich.console import Console
@@ -295,6 +307,8 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             _tell_obstacles(home)
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
+    for line in () if as_json else permits:
+        click.echo(visible(line))
     for why in () if as_json else split.values():
         click.echo(visible(f"{why}; `sovfed client log heads` tells more"))
     if near and not as_json:

@@ -14,7 +14,7 @@ from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Budget
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.federation.algorithms import LOCAL
 from sovfed.federation.codec import last_of
-from sovfed.federation.config import LEAST_SPREAD
+from sovfed.federation.config import LEAST_LOG_DAYS, LEAST_SPREAD, check_log_days
 from sovfed.federation.errors import BoundError, NotPrivateError, PolicyError
 from sovfed.federation.messages import (
     MAX_PARAMETERS,
@@ -147,6 +147,14 @@ class Policy:
         ("refuse", "record"),
         doc="what becomes of runs once the agency's log was seen rolled back, or in two forms (docs/evidence.md)",
     )
+    log_retention_days: int = bounded(
+        0,
+        0,
+        36_525,
+        unit="days",
+        doc="how long the audit log keeps what its entries say (docs/evidence.md); 0: for ever, else at least "
+        f"{LEAST_LOG_DAYS}",
+    )
     reproducible: bool = bounded(
         False, doc="train in the same order when the same is asked again, so that two runs agree to the bit"
     )
@@ -184,6 +192,7 @@ class Policy:
     max_failures_per_day: int = bounded(10, 1, 10**6, doc="the same for all runs of a day (UTC)")
 
     def __post_init__(self) -> None:
+        check_log_days(self.log_retention_days)
         if self.min_batch_size > self.max_batch_size:
             raise ValueError(f"min_batch_size {self.min_batch_size} is above max_batch_size {self.max_batch_size}")
         for name, budget in self.populations.items():

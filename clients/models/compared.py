@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.orders.book import OrderBook
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
+from sovfed.federation.evidence.retention import DAY_S, retired_by
 from sovfed.federation.evidence.store import LogReader, has_log
 from sovfed.federation.evidence.witness import seen
 from sovfed.federation.secagg.request import whole_run
@@ -61,9 +62,14 @@ def _words(book: OrderBook, verdict: Verdict, name: str) -> Iterator[str]:
 def _rounds(home: Path, log: Lineage, name: str) -> Iterator[str]:
     """A round in which the agency says this institution took part, and of which its own log has nothing."""
     own = {(whole_run(entry["run"]), entry["round"]) for entry in _own(home) if entry["request"] in ASKED}
+    kept = max((retired.before for retired in retired_by(LogReader(home))), default=0) if has_log(home) else 0
     for entry in log.of_kind("round"):
         took_part = isinstance(entry["participants"], list) and name in entry["participants"]
-        if took_part and (entry["run"], entry["round"]) not in own:
+        if not took_part or (entry["run"], entry["round"]) in own:
+            continue
+        if entry["at"] < kept + DAY_S:  # by the agency's clock
+            yield f"round {entry['round']} is older than what this institution's own log still says: not to be compared"
+        else:
             yield f"the agency's log has {name} in round {entry['round']}, and this institution's own log has not"
 
 

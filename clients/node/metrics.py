@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import GaugeMetricFamily
 
 from sovfed import __version__
+from sovfed.clients.home.policy import load_policy
 from sovfed.clients.ledger.book import replay
 from sovfed.clients.ledger.entries import YEAR_S, History, merged
 from sovfed.clients.ledger.file import ledgers, read_ledger, read_mark
+from sovfed.clients.orders.book import OrderBook
+from sovfed.clients.orders.purge import unpurged
 from sovfed.clients.trainer.allowance import read_state
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.status import read_status
@@ -36,6 +39,9 @@ def institution_metrics(home: Path) -> Iterator[Metric]:
     yield from process_metrics(read_status(home), __version__)
     yield from _certificates(home)
     yield from _ledgers(home)
+    with contextlib.suppress(SovfedError, OSError):
+        waiting = len([*unpurged(OrderBook(home), load_policy(home).permits, time.time())])
+        yield GaugeMetricFamily("sovfed_permits_unpurged", "Permits that have ended and are not purged here.", waiting)
     with contextlib.suppress(SovfedError):
         state = read_state(home)
         yield GaugeMetricFamily("sovfed_sums_today", "Sums without privacy answered today (UTC).", state.today.sums)

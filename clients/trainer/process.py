@@ -20,6 +20,7 @@ from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.sandbox import RUN, enter, places_of
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.gate import OrderGate
+from sovfed.clients.orders.retained import terms_of
 from sovfed.clients.statistics.sheets import KeptSheets
 from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.evidence import Evidence
@@ -34,6 +35,7 @@ from sovfed.clients.training.halfway import Halfway
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
+from sovfed.federation.evidence.retention import Retention
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.begin import begin
 from sovfed.federation.host.leaving import leave
@@ -91,6 +93,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         open_ledger = ledger_opener(home, policy)
         _open_early(open_ledger)
         evidence = Evidence(home, policy.on_split)
+        retention = Retention(home, terms_of(home, policy.log_retention_days))
         trainer = make_trainer(
             config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
@@ -114,6 +117,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         look()
         _tell(trainer.settle)
         _tell(evidence.look)
+        _tell(retention.look)
     serving.stop()
     _tell(evidence.close)
     masking.forget()  # of a sum that is still being computed: its masks need not be finished

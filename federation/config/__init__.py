@@ -9,19 +9,22 @@ from sovfed.federation.config.order import OrderConfig
 from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
 from sovfed.federation.config.run import Config, stored, told
 from sovfed.federation.config.services import (
+    LEAST_LOG_DAYS,
     MESSAGE_BYTES_MAX,
     PORT_MAX,
     ClientConfig,
     ClusterConfig,
     ServerConfig,
     TrackingConfig,
+    check_log_days,
 )
 from sovfed.federation.config.simulation import PartitionConfig, SimulationConfig
 from sovfed.federation.config.training import STRATEGIES, StrategyConfig, TaskConfig
 
 __all__ = [
-    "BAD_ROWS", "LANE_BITS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST", "SECURE_COHORT", "STRATEGIES",
+    "BAD_ROWS", "LANE_BITS", "LEAST_LOG_DAYS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
+    "SECURE_COHORT", "STRATEGIES",
     "ClientConfig", "ClusterConfig", "Config", "DataConfig", "OrderConfig", "PartitionConfig", "PrivacyConfig",
     "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig", "TrackingConfig",
-    "Versioned", "stored", "told",
+    "Versioned", "check_log_days", "stored", "told",
 ]  # fmt: skip

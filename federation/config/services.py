@@ -21,6 +21,13 @@ PORT_MAX: Final = 65_535
 LOG_FORMATS: Final = ("text", "json")
 DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
 MESSAGE_BYTES_MAX: Final = 2**33  # a model of 10⁹ parameters, and as long a control variate
+LEAST_LOG_DAYS: Final = 366  # of the audit log: a year (docs/evidence.md)
+
+
+def check_log_days(days: int) -> None:
+    """Raise ValueError unless the audit log may be kept for so many days; 0 is for ever."""
+    if 0 < days < LEAST_LOG_DAYS:
+        raise ValueError(f"log_retention_days is {days}, expected 0 (for ever) or at least {LEAST_LOG_DAYS}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,10 @@ class ServerConfig:
         "each also as NAME<=FIGURE; []: none",
     )  # fmt: skip
     release_audit_days: int = bounded(30, 1, 3_660, unit="days", doc="how long such a result counts")
+    log_retention_days: int = bounded(
+        0, 0, 36_525, unit="days", doc="how long the audit log keeps what its entries say; 0 = for ever, else at least "
+        f"{LEAST_LOG_DAYS}"
+    )  # fmt: skip
     release_cosigners: int = bounded(
         0, 0, 100_000, unit="institutions", doc="fewest that have cosigned the log with a release; fewer: none is made"
     )
@@ -93,6 +104,7 @@ class ServerConfig:
     min_reviewing_organisations: int = bounded(1, 0, 64, doc="organisations that these people work for")
 
     def __post_init__(self) -> None:
+        check_log_days(self.log_retention_days)
         if 0 < self.start_cohort < self.min_cohort:
             raise ValueError(f"start_cohort {self.start_cohort} is below min_cohort {self.min_cohort}")
         names = ("fleet_port", "enrolment_port", "lane_port", "control_port", "watch_port", "console_port")

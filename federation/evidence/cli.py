@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +16,13 @@ from sovfed.federation.text import visible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sovfed.federation.evidence.retention import Terms
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-def log_commands(home_option: Callable[[Any], Any], role: str) -> click.Group:
-    """The group `log` for homes of `role`, which `home_option` names."""
+def log_commands(home_option: Callable[[Any], Any], role: str, terms: Callable[[Path], Terms]) -> click.Group:
+    """The group `log` for homes of `role`, which `home_option` names; `terms` says how long a home keeps its log."""
 
     @click.group(
         cls=Group,
@@ -31,14 +34,39 @@ Examples:
   sovfed {role} log show --kind round      what happened
   sovfed {role} log heads                  what was seen of the logs of others, who cosigned this one
   sovfed {role} log export DIR             as files for any tool of transparency logs (C2SP tlog-tiles)
+  sovfed {role} log prune --dry-run        what the rule of retention lets go, and what stays, and why
 """,
     )
     def log() -> None:
         """Show and check the log that nobody rewrites alone: orders, rounds, releases, refusals, admissions."""
 
     for command in (verify, show, head, heads, trust, export):
-        log.add_command(click.command(help=command.__doc__)(home_option(command)))
+        log.add_command(click.command(name=command.__name__, help=command.__doc__)(home_option(_own(command))))
+    log.add_command(click.command(name="prune", help=_prune.__doc__)(home_option(_bound(terms))))
     return log
+
+
+def _own(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for one role alone: click takes a function's options away once it has made a command of it."""
+
+    @functools.wraps(command)
+    def own(**options: Any) -> None:
+        command(**options)
+
+    own.__dict__["__click_params__"] = [*getattr(command, "__click_params__", ())]
+    return own
+
+
+def _bound(terms: Callable[[Path], Terms]) -> Callable[..., None]:
+    """`_prune` by these `terms`, with its options."""
+
+    @click.option("--before", type=click.DateTime(["%Y-%m-%d"]), help="Only what is older (UTC); the rule holds.")
+    @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    def prune(home: Path, before: datetime | None, dry_run: bool, yes: bool) -> None:
+        _prune(terms(home), home, before, dry_run=dry_run, yes=yes)
+
+    return prune
 
 
 @click.option("--head", "shown", type=FILE, multiple=True, help="A head of this log that somebody else has kept.")
@@ -51,7 +79,10 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
       sovfed server log verify
       sovfed client log verify
     """
+    from dataclasses import asdict
+
     from sovfed.federation.evidence.checking import check_log
+    from sovfed.federation.evidence.shown import columns, hung
 
     checked = check_log(home, [path.read_bytes() for path in shown])
     if as_json:
@@ -60,12 +91,15 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
             "size": checked.size,
             "root": checked.root.hex(),
             "cosigned": checked.cosigned,
+            "retired": [asdict(retired) for retired in checked.retired],
         }
         click.echo(json.dumps(values))
         return
     click.echo(f"{checked.origin}: {checked.size} entries, as they were written")
     for name, size in checked.cosigned.items():
         click.echo(f"  the first {size} cosigned by {visible(name)}")
+    for retired in checked.retired:
+        click.echo(hung(f"  {retired.told()}", columns()))
     if not checked.cosigned:
         click.echo("  cosigned by nobody yet: whoever has this home's keys could write it anew")
 
@@ -171,5 +205,35 @@ def export(home: Path, folder: Path) -> None:
     from sovfed.federation.evidence.tiles import export as write
 
     log = LogReader(home)
-    size = write(log, folder)
+    size, gone = write(log, folder)
     click.echo(f"wrote {size} entries to {folder}; the key of its checkpoint is\n{log.voucher.log}")
+    if gone:
+        click.echo(f"{gone} of them are empty: what they said is no longer kept, and their hashes are in tile/0")
+
+
+def _prune(terms: Terms, home: Path, before: datetime | None, *, dry_run: bool, yes: bool) -> None:
+    """Delete what entries say that are older than the policy keeps; hashes stay, and the log says what went.
+
+    The rule is log_retention_days, of policy.yaml at an institution, server.json at the agency. What an order, permit,
+    run or withdrawal still needs stays, and so does what nobody has cosigned.
+
+    \b
+    Examples:
+      sovfed client log prune --dry-run
+      sovfed server log prune --before 2027-01-01
+    """
+    import time
+
+    from sovfed.federation.evidence.retention import plan, prune
+
+    until = None if before is None else int(before.replace(tzinfo=UTC).timestamp())
+    made = plan(home, terms, time.time(), until)
+    for line in made.told():
+        click.echo(visible(line))
+    if dry_run or not made.ranges:
+        return
+    if not yes and not click.confirm("Delete what they say? For good."):
+        return
+    made = plan(home, terms, time.time(), until)  # as it is now: an answer may have taken a day
+    seq = prune(home, made)
+    click.echo(f"what {made.count} entries said is deleted: entry {seq} tells so")

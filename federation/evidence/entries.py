@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 KINDS: Final = (
     "admission", "approval", "audit", "export", "incident", "login", "model", "order", "policy", "received", "refusal",
-    "release", "removal", "revocation", "round", "run", "split", "trust", "unlearning", "withdrawal",
+    "release", "removal", "retention", "revocation", "round", "run", "split", "trust", "unlearning", "withdrawal",
 )  # fmt: skip
+RETENTION: Final = "retention"  # the kind of entry that tells of deleted contents of others
 MAX_BYTES: Final = 65_535  # what tlog-tiles can say of an entry's length
 MAX_LISTED: Final = 256
 NAME: Final = "name"  # of the run that an entry is of

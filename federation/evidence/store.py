@@ -1,28 +1,31 @@
-"""A home's log: `audit/log.db`, a SQLite database to which entries are added and nothing else is ever done.
+"""A home's log: `audit/log.db`, a SQLite database to which entries are added, and from which what they say is deleted
+by rule (`retention.py`) with an entry that tells so: hashes and heads stay.
 
-Each entry is on disk, and the new head signed, before `append` returns. Every head is kept: so the first entry that
+Each entry is on disk, and the new head signed, before `record` returns. Every head is kept: so the first entry that
 somebody has changed can be named. Several processes of the home may append; an institution's gateway only reads.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import sqlite3
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.federation.database import BUSY_S, writing
+from sovfed.federation.database import compact, reading, writing
 from sovfed.federation.errors import EvidenceError, ServiceError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import BEFORE, NAME, canonical, entry, read_entry
+from sovfed.federation.evidence.entries import BEFORE, NAME, RETENTION, canonical, entry, read_entry
 from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
 from sovfed.federation.files import read_private, stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import sqlite3
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -44,20 +47,85 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     One of a run, by its `name`, has the number of the entry of that run before it: who shows a run's entries to others
     can leave none out between two of them.
     """
-    stamps = tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
-    signer = _signer(str(home)) if None in stamps else _same_signer(str(home), stamps)
+    signer = _held_signer(home)
     if signer is None:
         return -1
-    origin, key = signer
     with writing(home / FILE, _SCHEMA) as db:
-        (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
-        at = int(time.time())
-        data, nodes = entry(kind, at, _linked(db, fields, size)), _nodes(db)
-        db.execute("INSERT INTO entries VALUES (?, ?)", (size, data))
-        db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", merkle.completed(size, merkle.leaf_hash(data), nodes))
-        head = Checkpoint(origin, size + 1, merkle.root_hash(size + 1, nodes))
-        db.execute("INSERT INTO heads VALUES (?, ?)", (size + 1, sign(head, key)))
+        return _append(db, signer, kind, fields)
+
+
+def delete_contents(home: Path, ranges: Sequence[tuple[int, int]], **fields: Any) -> int:
+    """Delete what the entries in `ranges` (first and last number) say, and append the entry that tells of it: at once.
+
+    The number of that entry. Raises EvidenceError where one is not what was written, or is gone already, ServiceError
+    without a log: then nothing is deleted. `shrink` gives the disk back what it took.
+    """
+    signer = _held_signer(home)
+    if signer is None or not has_log(home):
+        raise ServiceError(f"{home}: no log, so nothing to delete")
+    with writing(home / FILE, _SCHEMA) as db:
+        db.execute("PRAGMA secure_delete = ON")
+        for first, last in ranges:
+            _require_unchanged(db, first, last)
+            db.execute("DELETE FROM entries WHERE seq BETWEEN ? AND ?", (first, last))
+            for (name,) in db.execute("SELECT name FROM named WHERE seq BETWEEN ? AND ?", (first, last)).fetchall():
+                db.execute("UPDATE named SET name = ? WHERE name = ?", (_concealed(name), name))
+        seq = _append(db, signer, RETENTION, {**fields, "ranges": [list(pair) for pair in ranges]})
+        db.execute("PRAGMA user_version = 1")  # until `shrink`
+    return seq
+
+
+def shrink(home: Path) -> bool:
+    """Write the log anew, as small as it is now, if anything was deleted since; whether it was. Raises ServiceError."""
+    with reading(home / FILE, "log") as db:
+        if db.execute("PRAGMA user_version").fetchone() == (0,):
+            return False
+    compact(home / FILE)
+    with writing(home / FILE, _SCHEMA) as db:
+        db.execute("PRAGMA user_version = 0")
+    return True
+
+
+def _append(db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], kind: str, fields: dict[str, Any]) -> int:
+    """Add an entry, its hashes and the new head, within a transaction; the entry's number."""
+    origin, key = signer
+    (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
+    at = int(time.time())
+    data, nodes = entry(kind, at, _linked(db, fields, size)), _nodes(db)
+    db.execute("INSERT INTO entries VALUES (?, ?)", (size, data))
+    db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", merkle.completed(size, merkle.leaf_hash(data), nodes))
+    head = Checkpoint(origin, size + 1, merkle.root_hash(size + 1, nodes))
+    db.execute("INSERT INTO heads VALUES (?, ?)", (size + 1, sign(head, key)))
     return int(size)
+
+
+def _require_unchanged(db: sqlite3.Connection, first: int, last: int) -> None:
+    """Raise EvidenceError unless all entries from `first` to `last` are there with the hash that was stored of them."""
+    query = (
+        "SELECT seq, data, hash FROM entries JOIN nodes ON level = 0 AND position = seq "
+        "WHERE seq BETWEEN ? AND ? ORDER BY seq"
+    )
+    expected = first
+    for seq, data, value in db.execute(query, (first, last)):
+        if seq != expected or merkle.leaf_hash(bytes(data)) != bytes(value):
+            break
+        expected += 1
+    if expected != last + 1:
+        raise EvidenceError(f"entry {expected}: was changed, or is gone already; nothing was deleted: `log verify`")
+
+
+def _concealed(name: str) -> bytes:
+    """What stands for the name of a run whose entries are gone, so that a later one of it is still linked to them.
+
+    Bytes, which are no run's name, whatever an agency calls its runs.
+    """
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _held_signer(home: Path) -> tuple[str, Ed25519PrivateKey] | None:
+    """`_signer`, read again only where a file or folder that matters is another."""
+    stamps = tuple(stamp(f"{home}/{name}") for name in SIGNED_BY)
+    return _signer(str(home)) if None in stamps else _same_signer(str(home), stamps)
 
 
 @lru_cache(maxsize=8)
@@ -77,7 +145,8 @@ def _linked(db: sqlite3.Connection, fields: dict[str, Any], seq: int) -> dict[st
     name = fields.get(NAME)
     if not isinstance(name, str):
         return fields
-    row = db.execute("SELECT seq FROM named WHERE name = ?", (name,)).fetchone()
+    query = "SELECT seq FROM named WHERE name IN (?, ?) ORDER BY seq DESC LIMIT 1"
+    row = db.execute(query, (name, _concealed(name))).fetchone()
     before = int(row[0]) if row else _newest_named(db, name)
     db.execute("INSERT OR REPLACE INTO named VALUES (?, ?)", (name, seq))
     return {**fields, BEFORE: before}
@@ -128,11 +197,17 @@ class LogReader:
         query = "SELECT seq, data FROM entries WHERE seq >= ? AND seq < ? ORDER BY seq LIMIT ?"
         yield from self._numbered(query, start, (1 << 62) if end is None else end)
 
+    def of_kind(self, kind: str) -> list[tuple[int, bytes]]:
+        """Number and bytes of the entries of that kind, from the first."""
+        query = "SELECT seq, data FROM entries WHERE instr(data, ?) ORDER BY seq"
+        rows = self._rows(query, canonical({"kind": kind})[1:-1])
+        return [(int(seq), _bytes(data)) for seq, data in rows]
+
     def newest(self) -> Iterator[dict[str, Any]]:
         """What the entries say, the newest first."""
         query, before = "SELECT seq, data FROM entries WHERE seq < ? ORDER BY seq DESC LIMIT ?", 1 << 62
         while rows := self._rows(query, before, BATCH):
-            yield from (read_entry(bytes(data)) for _, data in rows)
+            yield from (read_entry(_bytes(data)) for _, data in rows)
             before = int(rows[-1][0])
 
     def inclusion(self, position: int, size: int) -> list[bytes]:
@@ -158,34 +233,20 @@ class LogReader:
     def _numbered(self, query: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         """The rows of `query`, a batch at a time: between two of them whoever appends is let in."""
         while rows := self._rows(query, start, end, BATCH):
-            yield from ((int(number), bytes(data)) for number, data in rows)
+            yield from ((int(number), _bytes(data)) for number, data in rows)
             start = int(rows[-1][0]) + 1
 
-    def _rows(self, query: str, *values: int) -> list[Any]:
+    def _rows(self, query: str, *values: int | bytes) -> list[Any]:
         with self._reading() as db:
             return db.execute(query, values).fetchall()
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Opened for writing where that is allowed, though nothing is written but what undoes a dead writer's half.
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        return reading(self._path, "log")
 
-        Else a power cut within a transaction would keep everything from starting that reads the log first. A gateway
-        may not write: it waits for whoever does.
-        """
-        try:
-            db = sqlite3.connect(f"file:{self._path.absolute()}?mode=rw", uri=True, timeout=BUSY_S)
-        except sqlite3.OperationalError as error:
-            raise ServiceError(f"{self._path}: no log to read") from error
-        try:
-            yield db
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
-                raise ServiceError(
-                    f"{self._path}: a writer died in the middle; whoever writes next undoes it"
-                ) from error
-            raise EvidenceError(f"{self._path}: cannot be read as a database: {error}") from error
-        finally:
-            db.close()
+
+def _bytes(value: object) -> bytes:
+    """A column's value, of whatever type somebody has put there."""
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def has_log(home: Path) -> bool:

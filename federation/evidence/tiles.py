@@ -20,8 +20,11 @@ WIDTH: Final = 256
 HEIGHT: Final = 8
 
 
-def export(log: LogReader, folder: Path) -> int:
-    """Write the log into the new `folder`; how many entries it has. Raises ConfigError if the folder exists."""
+def export(log: LogReader, folder: Path) -> tuple[int, int]:
+    """Write the log into the new `folder`; how many entries it has, and how many of them are empty: no longer kept.
+
+    Raises ConfigError if the folder exists.
+    """
     if folder.exists():
         raise ConfigError(f"{folder} exists; choose a new folder")
     note = log.head()
@@ -32,9 +35,11 @@ def export(log: LogReader, folder: Path) -> int:
         hashes = [nodes[level * HEIGHT, position] for position in range(count)]
         _write(folder / "tile" / str(level), hashes)
         level, count = level + 1, count >> HEIGHT
-    _write(folder / "tile" / "entries", [struct.pack(">H", len(data)) + data for _, data in log.entries(0, size)])
+    kept = dict(log.entries(0, size))
+    entries = [kept.get(seq, b"") for seq in range(size)]
+    _write(folder / "tile" / "entries", [struct.pack(">H", len(data)) + data for data in entries])
     (folder / "checkpoint").write_bytes(note)
-    return size
+    return size, size - len(kept)
 
 
 def path_of(number: int, width: int = WIDTH) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.database import writing
+from sovfed.federation.database import reading, writing
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
@@ -161,7 +161,9 @@ def _said(voucher: Voucher, note: bytes) -> tuple[bytes, Checkpoint]:
 def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:
     if not (home / FILE).exists():
         return []
-    with _database(home) as db:
+    with reading(home / FILE, "witness") as db:  # a trainer, too, which may not write it
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() is None:
+            return []
         rows = db.execute(f"SELECT keys, note FROM {table} ORDER BY at DESC, origin").fetchall()  # noqa: S608 - ours
     return [(read_voucher(bytes(keys)), bytes(note)) for keys, note in rows]
 

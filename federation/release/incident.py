@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed import __version__
 from sovfed.federation.archive import zipped
 from sovfed.federation.errors import ConfigError, EvidenceError
-from sovfed.federation.evidence.entries import canonical
+from sovfed.federation.evidence.entries import RETENTION, canonical
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, own_origin
 from sovfed.federation.evidence.notes import read_checkpoint
+from sovfed.federation.evidence.retention import Deleted, retired_in
 from sovfed.federation.evidence.store import LogReader, has_log, record
 from sovfed.federation.evidence.witness import problems
 from sovfed.federation.identity import verify_lapsed
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from cryptography import x509
 
+    from sovfed.federation.evidence.retention import Retired
     from sovfed.federation.release.lineage import Lineage
 
 REPORT: Final = "incident.dsse.json"
@@ -63,15 +65,20 @@ def make_bundle(home: Path, begin: int, end: int, note: str, *, early: bool) -> 
     if not has_log(home):
         raise ConfigError(f"{home}: no log, so nothing to tell")
     log = LogReader(home)
-    size, seqs = read_checkpoint(log.head()).size, itertools.count()
-    logged = [json.loads(data) for _, data in log.entries(0, size)]
-    shown = range(0) if early else _around([values["at"] for values in logged], begin, end)
-    files = lineage.show(home, lambda _: next(seqs) in shown, size)
-    entries = _within(logged, begin, end)
+    size = read_checkpoint(log.head()).size
+    logged = [(seq, json.loads(data)) for seq, data in log.entries(0, size)]
+    around = _around([values["at"] for _, values in logged], begin, end)
+    seqs = [logged[place][0] for place in around]
+    gaps = _gaps(seqs, 0 if around.start == 0 else seqs[0])
+    telling = {retired.seq for retired in retired_in(logged) if any(_meets(gap, retired) for gap in gaps)}
+    shown = set[int]() if early else {*seqs, *telling}
+    files = lineage.show(home, lambda seq, _: seq in shown, size)
+    entries = _within([values for _, values in logged], begin, end)
     report = {
         "origin": own_origin(home), "from": begin, "to": end, "early": early, "note": note,
         "versions": {"sovfed": __version__, "python": platform.python_version(), "system": platform.system()},
         "counts": dict(Counter(str(values["kind"]) for values in entries)), "problems": problems(home),
+        "no_longer_kept": _length(gaps),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }  # fmt: skip
     payload = canonical(report)
@@ -96,6 +103,10 @@ def told(incident: Incident) -> list[str]:
     lines += ["an early word: counts by its own account, and no entries"] if report["early"] else []
     lines += [report["note"]] if report["note"] else []
     lines += [f"problem: {why}" for why in report["problems"].values()]
+    if count := report.get("no_longer_kept", 0):
+        lines += [f"of that time, or next to it, what {count} entries said is no longer kept, by the log's retention"]
+    shown = zip(incident.log.seqs, incident.log.entries, strict=True)
+    lines += [f"the log: {retired.told()}" for retired in retired_in(shown)]
     lines += [f"{report['counts'][kind]} × {words}" for kind, words in RETOLD.items() if kind in report["counts"]]
     log = incident.log
     lines += [
@@ -133,15 +144,36 @@ def _checked(data: bytes, roots: Sequence[x509.Certificate]) -> Incident:
 def _require_whole(log: Lineage, report: Mapping[str, Any]) -> None:
     """Raise EvidenceError unless the entries follow one another from before the report's time to after it.
 
-    Its counts do not tell, for whoever leaves an entry out may leave it out of them too.
+    Its counts do not tell, for whoever leaves an entry out may leave it out of them too. Where what one said is no
+    longer kept, an entry that is shown, be it a later one, tells of its deletion.
     """
-    seqs, times = log.seqs, [values["at"] for values in log.entries]
-    if not seqs or list(seqs) != list(range(seqs[0], seqs[0] + len(seqs))):
+    entries = dict(zip(log.seqs, log.entries, strict=True))
+    deleted = Deleted(retired_in(entries.items()))
+    gaps = [gap for gap in _gaps(log.seqs, log.seqs[0] if log.seqs else 0) if gap not in deleted]
+    stop = gaps[0][0] if gaps else log.size  # what is shown from there on only tells of deletions before
+    seqs = [seq for seq in log.seqs if seq < stop]
+    if not seqs or any(values["kind"] != RETENTION for seq, values in entries.items() if seq >= stop):
         raise EvidenceError("the incident bundle leaves entries of its log out")
-    begins = seqs[0] == 0 or times[0] < report["from"]
-    ends = seqs[-1] + 1 == log.size or times[-1] > report["to"]
+    from_first = all(gap in deleted for gap in _gaps(seqs[:1], 0))
+    begins = from_first or entries[seqs[0]]["at"] < report["from"]
+    ends = seqs[-1] + 1 == log.size or entries[seqs[-1]]["at"] > report["to"]
     if not begins or not ends:
         raise EvidenceError("the incident bundle does not reach over all of its report's time")
+    if report.get("no_longer_kept", 0) != _length(_gaps(seqs, 0 if from_first else seqs[0])):
+        raise EvidenceError("the incident bundle tells of other deletions than it shows")
+
+
+def _gaps(seqs: Sequence[int], begin: int) -> list[tuple[int, int]]:
+    """First and last of the numbers from `begin` on that stand between `seqs`, which ascend."""
+    return [(low + 1, high - 1) for low, high in itertools.pairwise((begin - 1, *seqs)) if high - low > 1]
+
+
+def _length(gaps: Sequence[tuple[int, int]]) -> int:
+    return sum(last - first + 1 for first, last in gaps)
+
+
+def _meets(gap: tuple[int, int], retired: Retired) -> bool:
+    return any(first <= gap[1] and gap[0] <= last for first, last in retired.ranges)
 
 
 def _around(times: Sequence[int], begin: int, end: int) -> range:

@@ -69,18 +69,31 @@ class Lineage:
 
 def gather(home: Path, run: str) -> dict[str, bytes]:
     """The files that show what the log of `home` says of `run`, under its newest head."""
-    return show(home, lambda values: bool(values.get("name") == run))
+    return show(home, lambda _, values: bool(values.get("name") == run))
 
 
-def show(home: Path, chosen: Callable[[dict[str, Any]], bool], size: int | None = None) -> dict[str, bytes]:
-    """The files that show the `chosen` entries of the log of `home`, under the head of `size`, or the newest.
+def require_kept(home: Path, run: str) -> None:
+    """Raise EvidenceError where the log of `home` has no longer all that it said of `run`."""
+    shown, reader = set[int](), LogReader(home)
+    for seq, values in ((seq, json.loads(data)) for seq, data in reader.entries()):
+        if values.get("name") == run:
+            if (before := values.get(BEFORE, -1)) not in {-1, *shown}:
+                raise EvidenceError(
+                    f"what entry {before} of the log said of run '{run}' is no longer kept (log_retention_days): a "
+                    "release that was made before has it, and none can be made anew"
+                )
+            shown.add(seq)
 
-    It is asked about each entry in the log's order.
+
+def show(home: Path, chosen: Callable[[int, dict[str, Any]], bool], size: int | None = None) -> dict[str, bytes]:
+    """The files that show those entries of the log of `home` that are `chosen` by number and fields.
+
+    They are under the head of `size`, or the newest.
     """
     log, held = LogReader(home), holding_cosignatures(home, load_roots(home / "identity" / "root.pem"))
     note = log.head(size)  # no older than what was cosigned, unless one was asked for
     size = read_checkpoint(note).size
-    named = [(seq, data) for seq, data in log.entries(0, size) if chosen(json.loads(data))]
+    named = [(seq, data) for seq, data in log.entries(0, size) if chosen(seq, json.loads(data))]
     entries = [{"seq": seq, "entry": data.decode(), "proof": _texts(log.inclusion(seq, size))} for seq, data in named]
     cosigned = []
     for voucher, other in held:

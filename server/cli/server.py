@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +18,9 @@ from sovfed.federation.host.service_options import options as service_options
 from sovfed.federation.text import visible
 from sovfed.server.cli.console import console
 from sovfed.server.cli.home import HOME, JSON
+
+if TYPE_CHECKING:
+    from sovfed.federation.evidence.retention import Terms
 
 PEM: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -48,8 +52,15 @@ def cli() -> None:
     os.umask(0o077)  # databases and logs that libraries make are the owner's too
 
 
+def log_terms(home: Path) -> Terms:
+    """How long the log of `home` is kept."""
+    from sovfed.server.orders.retained import terms
+
+    return terms(home)
+
+
 cli.add_command(console)
-cli.add_command(log_commands(HOME, "server"))
+cli.add_command(log_commands(HOME, "server", log_terms))
 
 
 @cli.command()
@@ -222,6 +233,7 @@ def status(home: Path, as_json: bool) -> None:
     from sovfed.federation.host.processes import read_status
     from sovfed.server.home import load_settings
     from sovfed.server.orders.approved import bound_line
+    from sovfed.server.orders.purging import unpurged
     from sovfed.server.registry.enrolment import waiting
     from sovfed.server.runs.awaiting import waiting_runs
     from sovfed.server.runs.control import ControlClient
@@ -229,7 +241,7 @@ def status(home: Path, as_json: bool) -> None:
     server_status, server = read_status(home), load_settings(home).server
     control = ControlClient(home, server.control_port)
     nodes = control.list_nodes() if server_status and control.alive() else []  # or another's server holds the port
-    runs_waiting = waiting_runs(home, nodes)
+    runs_waiting, permits = waiting_runs(home, nodes), [*unpurged(home, time.time())]
     if as_json:
         click.echo(
             json.dumps(
@@ -245,6 +257,7 @@ def status(home: Path, as_json: bool) -> None:
                     "runs_waiting": {name: lines for name, _, lines in runs_waiting},
                     "logs": problems(home),
                     "approvals": {"min_approvers": server.min_approvers, "approvers": server.approvers},
+                    "permits": permits,
                 },
                 indent=2,
             )
@@ -262,7 +275,8 @@ def status(home: Path, as_json: bool) -> None:
         print_rows(("institution", "status", "node"), [(node.name, node.status, str(node.node_id)) for node in nodes])
         fingerprints = (f"{what}: {digest}" for what, digest in _fingerprints(home).items())
         logs = [visible(f"{why}; `sovfed server log heads` tells more") for why in problems(home).values()]
-        for line in (*server_status.complaints, *logs, *_waiting_lines(home), bound_line(server), *fingerprints):
+        told = (*server_status.complaints, *logs, *map(visible, permits), *_waiting_lines(home))
+        for line in (*told, bound_line(server), *fingerprints):
             click.echo(line)
         for name, state, lines in runs_waiting:
             click.echo("\n  ".join([f"run {visible(name)}: {state}", *map(visible, lines)]))

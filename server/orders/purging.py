@@ -12,6 +12,7 @@ from sovfed.federation.evidence.keys import own_origin
 from sovfed.federation.files import drafts, private_directory, write_private
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.receipts import Receipt
+from sovfed.federation.orders.shown import day_of
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.text import NAME
 from sovfed.server.orders.making import read_order
@@ -55,6 +56,24 @@ def purge(home: Path, permit: str, now: float) -> Receipt:
     write_private(private_directory(home / FOLDER) / f"{permit}.json", json.dumps(asdict(receipt), indent=1).encode())
     tell(home, OrderEvent("purged", "", ", ".join(names)[:128]))
     return receipt
+
+
+def is_purged(home: Path, permit: str) -> bool:
+    """Whether what was under `permit` has been erased here."""
+    return (home / FOLDER / f"{permit}.json").exists()
+
+
+def unpurged(home: Path, now: float) -> Iterator[str]:
+    """Under which permits every order has ended, with their runs not purged here, and how that is done."""
+    ends = dict[str, int]()
+    for folder in sorted((home / "runs").glob("*")):
+        with contextlib.suppress(SovfedError, OSError):
+            proposal = read_order(folder)
+            if proposal is not None and (permit := proposal.order.permit):
+                ends[permit] = max(ends.get(permit, 0), proposal.order.expires)
+    for permit, end in sorted(ends.items()):
+        if end < now and not is_purged(home, permit):
+            yield f"permit {permit}: its last order ended on {day_of(end)}; `sovfed run purge {permit}` erases the rest"
 
 
 def _needed_no_more(run: Path) -> Iterator[Path]:

@@ -195,7 +195,7 @@ async def serving(home: Path, config: ServerConfig) -> AsyncIterator[Endpoints]:
             _bind(lambda: uds.add_insecure_port(f"unix:{socket}"))
         registry.endpoints = _endpoints(config, enrolment_port, lane_port)
         servers = (door, tls, uds)
-        keeping = asyncio.create_task(keep_up(home, config.crl_source))
+        keeping = asyncio.create_task(keep_up(home, config.crl_source, config.log_retention_days))
         try:
             for server in servers:
                 await server.start()

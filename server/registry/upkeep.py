@@ -17,6 +17,7 @@ from cryptography import x509
 
 from sovfed.federation.certificates import create_csr, read_names, to_der, to_pem
 from sovfed.federation.errors import IdentityError, SovfedError
+from sovfed.federation.evidence.retention import Retention
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic
 from sovfed.federation.identity import Trust, key_from_pem, load_certificate, parse_certificate
 from sovfed.federation.renewal import endorse, is_due, make_renewal
@@ -33,7 +34,7 @@ REFUSED: Final = ".refused"
 log = logging.getLogger("sovfed.registry")
 
 
-async def keep_up(home: Path, source: str | None) -> None:
+async def keep_up(home: Path, source: str | None, log_days: int = 0) -> None:
     """Look every `LOOK_S`, for ever. What fails is told once, and tried again."""
     said: dict[str, str] = {}
     installed = [b""]
@@ -42,6 +43,10 @@ async def keep_up(home: Path, source: str | None) -> None:
         "the server's renewal": lambda: ask_for_own_renewal(home),
         "certificates": lambda: take_in_certificates(home),
     }
+    if log_days:
+        from sovfed.server.orders.retained import terms_of
+
+        steps["the log's retention"] = Retention(home, terms_of(home, log_days)).look
     if source is not None:
         steps[f"{source}: no revocation list was taken in"] = lambda: _take_in_list(home, source, installed)
     while True:

@@ -77,6 +77,7 @@ def release(home: Path, run: str, *, wait_s: float) -> bytes:
     if digest(folder / FILES[0]) != summary[DIGEST]:
         raise DataError(f"{folder / FILES[0]}: not the model that the run's summary names")
     _require_nobody_withdrew(home, folder)
+    lineage.require_kept(home, run)
     server = load_settings(home).server if (home / SETTINGS).exists() else ServerConfig()
     require_audits(home, run, summary[DIGEST], server)
     size = record(home, "release", name=run, sha256=summary[DIGEST]) + 1

@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from tests.clients.orders.house import CONFIG, TASK, House, whole
 from tests.clients.orders.test_evaluation import message, models, scoring
 
+from sovfed.clients.cli.institution import cli
 from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.node.metrics import institution_metrics
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.purge import purge, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
@@ -146,3 +148,21 @@ def test_a_permit_that_has_ended_is_told_until_it_is_purged(tmp_path: Path) -> N
     assert said == "permit p-1 ended on 2999-12-31: `sovfed client purge p-1` erases what it left"
     purge(home, book, "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert [*unpurged(book, permits, after)] == []
+
+
+def test_status_and_metrics_remind_of_a_permit_that_has_ended(tmp_path: Path) -> None:
+    house, permits = House(tmp_path), {"p-1": DataPermit(without_privacy=True)}
+    gate, home = house.gate("h1", OrderRules(), permits), house.home("h1")
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    (home / "policy.yaml").write_text("permits:\n  p-1: {without_privacy: true, expires: '2020-12-31'}\n")
+
+    def counted() -> float:
+        metrics = {metric.name: metric.samples[0].value for metric in institution_metrics(home) if metric.samples}
+        return metrics["sovfed_permits_unpurged"]
+
+    assert "`sovfed client purge p-1`" in CliRunner().invoke(cli, ["status", "--home", str(home)]).output
+    assert "purge p-1" in CliRunner().invoke(cli, ["status", "--home", str(home), "--json"]).output
+    assert counted() == 1
+    purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
+    assert "purge p-1" not in CliRunner().invoke(cli, ["status", "--home", str(home)]).output
+    assert counted() == 0

@@ -13,9 +13,10 @@ import pytest
 from tests.lane_fixture import Authority
 
 from sovfed.clients.trainer.evidence import Evidence
+from sovfed.federation import database
 from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.errors import EvidenceError, IdentityError, ServiceError
-from sovfed.federation.evidence import merkle, store
+from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.entries import canonical, read_entry
 from sovfed.federation.evidence.keys import LOG_KEY
@@ -185,7 +186,7 @@ def test_whoever_reads_slowly_keeps_nobody_from_appending(
     hospital: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[LogReader], Iterator[object]]
 ) -> None:
     """Seen: a log that was being checked could not be appended to, for 30 s; then the round failed."""
-    monkeypatch.setattr(store, "BUSY_S", 0.2)
+    monkeypatch.setattr(database, "BUSY_S", 0.2)
     reading = read(LogReader(hospital))
     next(reading)
 

@@ -60,6 +60,7 @@ def test_a_table_shows_settings_and_entries_of_a_home_and_no_name_in_them(hospit
     assert "policy.yaml require_privacy = true" in told and f"allow_plain_updates = {UNSET}" in told
     assert "policy.yaml orders.officers = 1 named" in told and "ito" not in told
     assert "server.json" not in told
+    assert f"policy.yaml log_retention_days = {UNSET}" in told and "no entry of retention" in told
     assert "no entry of release" in told
     rows = json.loads(CliRunner().invoke(evidence, ["--framework", "satre", "--home", str(hospital), "--json"]).output)
     assert any("7 entries" in row["log"].get("round", "") for row in rows["rows"])

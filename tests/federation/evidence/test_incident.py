@@ -82,7 +82,7 @@ def test_a_bundle_that_leaves_out_changes_or_borrows_does_not_hold(
     files = zipped.read(data, most=MAX_BYTES)
     report, entries = json.loads(sealed.read_envelope(files[REPORT]).payload), json.loads(files[lineage.ENTRIES])
     other = make_home(authority, tmp_path, "hospital-10")
-    borrowed = lineage.show(other, lambda values: True)
+    borrowed = lineage.show(other, lambda seq, values: True)
 
     def signed(home: Path, shown: dict[str, bytes], **changes: object) -> bytes:
 

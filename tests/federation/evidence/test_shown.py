@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from sovfed.clients.cli.institution import cli as client
 from sovfed.federation.evidence.shown import entry_lines, hung
 from sovfed.federation.evidence.store import record
+from sovfed.server.cli.server import cli as server
 
 DIGEST = "ab" * 32
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -73,3 +76,14 @@ def test_on_a_terminal_of_80_columns_the_command_folds(hospital: Path) -> None:
     lines = said.decode().splitlines()
     assert process.returncode == 0 and len(lines) > 2
     assert all(len(line) <= 80 for line in lines) and "hospital-11" in said.decode()
+
+
+def test_both_roles_have_every_option_in_one_process() -> None:
+    """Seen: whichever role was loaded second had a `log verify` without options, which ended with a traceback."""
+    logs = [log for role in (client, server) if isinstance(log := role.commands["log"], click.Group)]
+    ours, theirs = (
+        {name: [parameter.name for parameter in command.params] for name, command in log.commands.items()}
+        for log in logs
+    )
+    assert ours == theirs and all("home" in options for options in ours.values())
+    assert {"shown", "as_json"} <= {*ours["verify"]} and {"before", "dry_run", "yes"} <= {*ours["prune"]}

@@ -28,7 +28,7 @@ def test_the_folder_alone_gives_the_root(hospital: Path, tmp_path: Path) -> None
     for number in range(260):
         record(hospital, "round", round=number)
 
-    assert export(LogReader(hospital), tmp_path / "log") == 267
+    assert export(LogReader(hospital), tmp_path / "log") == (267, 0)
 
     tiles = [tmp_path / "log/tile/entries/000", tmp_path / "log/tile/entries/001.p/11"]
     leaves, data = [], b"".join(tile.read_bytes() for tile in tiles)
