@@ -222,7 +222,10 @@ def test_an_answer_since_the_order_was_shown_is_not_overturned_unread(house: Hou
     home, (public, sign) = house.folder / "h1", house.officer("h1")
     allow_officer(home, "ito", public)
     read = Shown(book.named("study"), None)
-    say = lambda decision: answer_order(book, read, decision, lambda: (public, sign), officer="", reason="", now=now)  # noqa: E731
+
+    def say(decision: str) -> None:
+        answer_order(book, read, decision, lambda: (public, sign), officer="", reason="", now=now)
+
     with book.answering(), pytest.raises(OrderError, match="at this moment"):
         say("refused")
     say("refused")
