@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shlex
 import threading
 import time
@@ -115,7 +116,7 @@ class Signing:
             raise IdentityError(f"{officer.name} cannot sign here")
         if (wait_s := self._throttle.begin(officer.name)) > 0:
             raise TooManyTriesError(
-                f"too many wrong passphrases for {officer.name}: nothing was written; wait {wait_s / 60:.0f} minutes, "
+                f"too many wrong passphrases for {officer.name}: nothing was written; wait {math.ceil(wait_s / 60)} minutes, "
                 "or type `sovfed client orders`"
             )
         hashlib.scrypt(passphrase, salt=officer.name.encode(), maxmem=2 * 128 * COST["n"] * COST["r"], **COST)

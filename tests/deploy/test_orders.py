@@ -136,8 +136,10 @@ def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withd
         awaiting = read_awaiting(folder)
         return () if awaiting is None else awaiting.missing
 
-    wait_for(lambda: awaited() == tuple(sorted(names)), "run show to name the officers")
-    assert "data officers" in sovfed("run", "show", "study", "--home", agency)
+    def named() -> bool:  # they are asked again every few seconds, and it is their word that is awaited then
+        return awaited() == tuple(sorted(names)) and "data officers" in sovfed("run", "show", "study", "--home", agency)
+
+    wait_for(named, "run show to name the officers")
     answered(
         ordered, "study", {names[0]: "sign on the page", **dict.fromkeys(names[1:5], "sign"), names[5]: "refuse"}
     )  # fmt: skip
