@@ -98,7 +98,7 @@ def list_(as_json: bool, home: Path) -> None:
     for row in rows:
         click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
         click.echo(visible(f"{' ' * 14}{row['text']}"))
-    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home)):
+    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home, load_policy(home).orders)):
         click.echo(visible(line))
     _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 
@@ -114,6 +114,7 @@ def show(order: str, as_json: bool, home: Path) -> None:
     Example:
       sovfed client orders show 3f2a9c
     """
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.answering import explained
 
     book = _book(home)
@@ -121,7 +122,7 @@ def show(order: str, as_json: bool, home: Path) -> None:
     if as_json:
         click.echo(shown.order.text.decode())
         return
-    _tell(explained(book, shown))
+    _tell(explained(book, shown, load_policy(home).orders))
 
 
 @orders.command()
@@ -137,13 +138,14 @@ def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
     Example:
       sovfed client orders sign 3f2a9c
     """
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.answering import explained
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.orders.answers import SIGNED
 
     book = _book(home)
     shown = _shown(book, order)
-    _tell(explained(book, shown))
+    _tell(explained(book, shown, load_policy(home).orders))
     if not yes and not click.confirm("Have you read it, and does this institution take part?"):
         raise PolicyError("not signed")
     _answer(book, shown, SIGNED, officer, key, "")

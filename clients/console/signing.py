@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from sovfed.clients.orders.rules import OrderRules
     from sovfed.federation.orders.answers import Answer
 
 log = logging.getLogger(__name__)
@@ -76,15 +77,15 @@ class Signing:
     def desk(self) -> Desk:
         """What waits now, shown to one reader. Raises SovfedError where orders or policy cannot be read."""
         book, now = OrderBook(self._home), self._clock()
-        officers = tuple(self._officers())
-        keys = load_policy(self._home).orders.keys
+        rules = load_policy(self._home).orders
+        officers = tuple(_officers(rules))
         shown = {
             proposal.order.digest: Shown(proposal, said)
             for proposal, said in book.words()
-            if not stands(said, keys) and now < proposal.order.expires
+            if not stands(said, rules.keys) and now < proposal.order.expires
         }
         waiting = tuple(
-            Waiting(each.order.run, digest, tuple(explained(book, each)), self._commands(digest))
+            Waiting(each.order.run, digest, tuple(explained(book, each, rules)), self._commands(digest))
             for digest, each in shown.items()
         )
         able = waiting and any(officer.key for officer in officers)
@@ -116,8 +117,8 @@ class Signing:
             raise IdentityError(f"{officer.name} cannot sign here")
         if (wait_s := self._throttle.begin(officer.name)) > 0:
             raise TooManyTriesError(
-                f"too many wrong passphrases for {officer.name}: nothing was written; wait {math.ceil(wait_s / 60)} minutes, "
-                "or type `sovfed client orders`"
+                f"too many wrong passphrases for {officer.name}: nothing was written; wait {math.ceil(wait_s / 60)} "
+                "minutes, or type `sovfed client orders`"
             )
         hashlib.scrypt(passphrase, salt=officer.name.encode(), maxmem=2 * 128 * COST["n"] * COST["r"], **COST)
         try:
@@ -128,12 +129,8 @@ class Signing:
         self._throttle.right(officer.name)
         return opened
 
-    def _officers(self) -> list[Officer]:
-        rules = load_policy(self._home).orders
-        return [_officer(name, rules.console_keys.get(name)) for name in rules.keys]
-
     def _officer(self, name: str) -> Officer:
-        for officer in self._officers():
+        for officer in _officers(load_policy(self._home).orders):
             if officer.name == name and officer.key:
                 return officer
         raise IdentityError(f"no officer {name[:64]!r} can sign on this page: nothing was written")
@@ -141,6 +138,10 @@ class Signing:
     def _commands(self, digest: str) -> tuple[str, ...]:
         words, home = f"sovfed client orders {{}} {digest[:12]}", shlex.quote(str(self._home.absolute()))
         return tuple(f"{words.format(verb)} --key KEY --home {home}" for verb in ("sign", "refuse"))
+
+
+def _officers(rules: OrderRules) -> list[Officer]:
+    return [_officer(name, rules.console_keys.get(name)) for name in rules.keys]
 
 
 def _officer(name: str, key: Path | None) -> Officer:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from sovfed.clients.orders.book import OrderBook
+    from sovfed.clients.orders.rules import OrderRules
     from sovfed.federation.orders.answers import Answer
     from sovfed.federation.orders.order import Proposal, RunOrder
 
@@ -33,7 +34,7 @@ class Shown:
         return self.proposal.order
 
 
-def explained(book: OrderBook, shown: Shown) -> Iterator[str]:
+def explained(book: OrderBook, shown: Shown, rules: OrderRules) -> Iterator[str]:
     """All that an officer reads first: what would leave, at what cost, what did, what was said, a line each."""
     order = shown.order
     yield from asked(order)
@@ -43,8 +44,8 @@ def explained(book: OrderBook, shown: Shown) -> Iterator[str]:
             yield f"Flower's run {run}: {next(left(bound.answered, order))}"
     yield word(shown.word)
     if shown.word is None:
-        yield from filter(None, [nobody(book.home)])
-    elif shown.word.decision != UNREADABLE and not stands(shown.word, load_policy(book.home).orders.keys):
+        yield from filter(None, [nobody(book.home, rules)])
+    elif shown.word.decision != UNREADABLE and not stands(shown.word, rules.keys):
         yield "that word is by no officer whom policy.yaml names with this key: it holds as none, and one is awaited"
 
 

@@ -105,7 +105,7 @@ def test_a_home_without_an_officer_is_told_that_statistics_wait_for_one(tmp_path
         home = tmp_path / str(statistics)
         rules = OrderRules(standing=Standing(statistics=statistics))
         create(home, ClientConfig(home=str(home)), Policy(allowed_tasks=("breast_cancer",), orders=rules))
-        assert nobody(home).startswith(said) and bool(nobody(home)) == bool(said)
+        assert nobody(home, rules).startswith(said) and bool(nobody(home, rules)) == bool(said)
 
 
 def test_no_other_key_and_no_wrong_passphrase_signs(house: House) -> None:

@@ -28,7 +28,7 @@ from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.naming import allow_officer
 from sovfed.clients.orders.rules import OrderRules
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import OrderError, PolicyError
+from sovfed.federation.errors import IdentityError, OrderError, PolicyError, TooManyTriesError
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.files import write_atomic
 from sovfed.federation.host.forms import FORM_BYTES, TRIES
@@ -343,6 +343,28 @@ def test_an_order_that_ends_while_it_is_read_is_not_signed(tmp_path: Path) -> No
     with pytest.raises(OrderError, match="ended on"):
         signing.answer(filled)
     assert signing.desk().waiting == () and word(tmp_path / "h1", digest) is None
+
+
+def test_a_key_without_a_passphrase_or_one_that_is_guessed_at_signs_for_nobody_who_has_the_page(tmp_path: Path) -> None:
+    house, now = make_signing_house(tmp_path), [time.time()]
+    home, digest = tmp_path / "h1", asked(house, "study")
+    signing = Signing(home, lambda: now[0])
+
+    def refusal(passphrase: str, officer: str) -> IdentityError:
+        filled = {"csrf": signing.desk().token, "order": digest, "decision": "signed", "officer": officer}
+        with pytest.raises(IdentityError) as caught:
+            signing.answer(filled | {"passphrase": passphrase})
+        return caught.value
+
+    for number in range(TRIES):
+        assert "another passphrase" in str(refusal(f"guess {number}", "ito"))
+    assert isinstance(refusal(WORDS, "ito"), TooManyTriesError)
+    bare = tmp_path / "bare.pem"
+    allow_officer(home, "mori", create_officer(bare))
+    let_sign(home, {"mori": bare, "ito": tmp_path / "ito.pem"})
+    assert signing.desk().signers == ["ito"]
+    assert "no officer 'mori' can sign" in str(refusal("", "mori"))
+    assert word(home, digest) is None
 
 
 def test_a_passphrase_is_in_no_answer_log_or_file_and_the_process_is_not_looked_into(
