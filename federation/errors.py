@@ -5,7 +5,8 @@
     ├── IdentityError     a certificate, key, token or signature does not hold
     │   ├── EvidenceError     a log, its head or a release was changed, or is not what was shown before
     │   ├── InvitationError   an invitation's token does
-    │   └── NotValidNowError  by the clock: it did, or will, or the clock is wrong
+    │   ├── NotValidNowError  by the clock: it did, or will, or the clock is wrong
+    │   └── TooManyTriesError several passphrases in a row did not: whoever tries waits
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
@@ -44,6 +45,10 @@ class ConfigError(SovfedError):
 
 class IdentityError(SovfedError):
     code = "identity"
+
+
+class TooManyTriesError(IdentityError):
+    """Whoever guesses a passphrase waits, also with the right one."""
 
 
 class NotValidNowError(IdentityError):

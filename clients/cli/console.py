@@ -1,4 +1,4 @@
-"""`sovfed client console`: a page about what left this house, for whoever keeps watch here."""
+"""`sovfed client console`: a page about what left this house, on which an officer may sign if the policy says so."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from sovfed.clients.cli.home import HOME
 @click.option("--port", type=click.IntRange(1, 65_535), default=8449, show_default=True, help="On the loopback only.")
 @HOME
 def console(port: int, home: Path) -> None:
-    """Serve a read-only page until Ctrl-C: what left this house, run by run, status and studies.
+    """Serve a page until Ctrl-C: what left this house, run by run, orders, status and studies.
 
-    The browser asks for a user, `institution`, and the password that lies in the home's secrets/console.password.
+    The browser asks for a user, `institution`, and the password that lies in the home's console.password. It
+    changes nothing, unless policy.yaml lets officers sign orders on it (orders: sign_in_console).
 
     \b
     Examples:

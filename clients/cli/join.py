@@ -242,6 +242,7 @@ def _start(home: Path, detach: bool, prove: Callable[[], None]) -> None:
 
 
 def _prove(home: Path, config: ClientConfig) -> None:
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.node.enrol import load_institution
     from sovfed.clients.node.join import prove
     from sovfed.clients.orders.naming import nobody
@@ -250,7 +251,7 @@ def _prove(home: Path, config: ClientConfig) -> None:
         for line in prove(home, config, PROOF_S, told):
             click.echo(visible(line))
     click.echo(f"joined: {load_institution(home).name}; `sovfed client status --home {home}`")
-    if line := nobody(home):
+    if line := nobody(home, load_policy(home).orders):
         click.echo(visible(line))
 
 

@@ -15,10 +15,10 @@ from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from sovfed.clients.orders.answering import Shown
     from sovfed.clients.orders.book import OrderBook
-    from sovfed.federation.orders.order import Proposal
 
 KEY: Final = click.option(
     "--key", type=click.Path(path_type=Path, dir_okay=False), default=Path.home() / ".sovfed" / "officer.pem",
@@ -99,7 +99,7 @@ def list_(as_json: bool, home: Path) -> None:
     for row in rows:
         click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
         click.echo(visible(f"{' ' * 14}{row['text']}"))
-    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home)):
+    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home, load_policy(home).orders)):
         click.echo(visible(line))
     _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 
@@ -115,12 +115,15 @@ def show(order: str, as_json: bool, home: Path) -> None:
     Example:
       sovfed client orders show 3f2a9c
     """
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.orders.answering import explained
+
     book = _book(home)
-    proposal = book.named(order)
+    shown = _shown(book, order)
     if as_json:
-        click.echo(proposal.order.text.decode())
+        click.echo(shown.order.text.decode())
         return
-    _tell(_explained(book, proposal))
+    _tell(explained(book, shown, load_policy(home).orders))
 
 
 @orders.command()
@@ -136,15 +139,17 @@ def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
     Example:
       sovfed client orders sign 3f2a9c
     """
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.orders.answering import explained
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.orders.answers import SIGNED
 
     book = _book(home)
-    proposal = book.named(order)
-    _tell(_explained(book, proposal))
+    shown = _shown(book, order)
+    _tell(explained(book, shown, load_policy(home).orders))
     if not yes and not click.confirm("Have you read it, and does this institution take part?"):
         raise PolicyError("not signed")
-    _answer(home, proposal, SIGNED, officer, key, "")
+    _answer(book, shown, SIGNED, officer, key, "")
 
 
 @orders.command()
@@ -162,7 +167,8 @@ def refuse(order: str, reason: str, officer: str, key: Path, home: Path) -> None
     """
     from sovfed.federation.orders.answers import REFUSED
 
-    _answer(home, _book(home).named(order), REFUSED, officer, key, reason)
+    book = _book(home)
+    _answer(book, _shown(book, order), REFUSED, officer, key, reason)
 
 
 @orders.command()
@@ -184,14 +190,12 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
     """
     from sovfed.clients.orders.leaving import withdraw as leave
     from sovfed.federation.files import check_new, write_private
-    from sovfed.federation.orders.answers import load_officer
 
     book = _book(home)
     proposal = book.named(order)
     path = out or Path(f"{proposal.order.run}.withdrawal")
     check_new(path)
-    open_key = lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())  # noqa: E731
-    answer = leave(book, proposal.order, open_key, officer, reason, int(time.time()))
+    answer = leave(book, proposal.order, _opening(key), officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())
     click.echo(f"withdrawn from run {visible(proposal.order.run)}: nothing more of it is answered here")
     click.echo(f"send {path} to the agency, which records it: `sovfed run withdraw {visible(proposal.order.run)} …`")
@@ -241,42 +245,27 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
 
 
-def _answer(home: Path, proposal: Proposal, decision: str, officer: str, key: Path, reason: str) -> None:
+def _answer(book: OrderBook, shown: Shown, decision: str, officer: str, key: Path, reason: str) -> None:
     """Sign `decision` with the officer's key and put it where the trainer looks."""
-    from sovfed.clients.node.enrol import load_institution
-    from sovfed.clients.orders.naming import check_in_force, officer_of
-    from sovfed.federation.orders.answers import SIGNED, load_officer, make_answer
-    from sovfed.federation.orders.events import OrderEvent, tell
+    from sovfed.clients.orders.answering import answer_order
 
-    public, signer = load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
-    name, order = officer_of(home, public, officer), proposal.order
-    check_in_force(_book(home), name, public)
-    answer = make_answer(
-        order=order.digest, institution=load_institution(home).name, decision=decision, officer=name, reason=reason,
-        at=int(time.time()), key=public,
-    ).signed(signer)  # fmt: skip
-    if decision == SIGNED:  # nothing is agreed to that is not in the log
-        tell(home, OrderEvent(decision, order.digest, order.run, name, public))
-    _book(home).write_answer(answer)
-    if decision != SIGNED:
-        tell(home, OrderEvent(decision, order.digest, order.run, name, public))
-    click.echo(f"order {order.digest[:12]} of run {visible(order.run)}: {decision} by {visible(name)}")
+    answer = answer_order(book, shown, decision, _opening(key), officer=officer, reason=reason, now=time.time())
+    order = shown.order
+    click.echo(f"order {order.digest[:12]} of run {visible(order.run)}: {decision} by {visible(answer.officer)}")
 
 
-def _explained(book: OrderBook, proposal: Proposal) -> Iterable[str]:
-    from sovfed.clients.orders.naming import nobody
-    from sovfed.federation.orders.shown import asked, leaves, left, word
+def _opening(key: Path) -> Callable[[], tuple[str, Callable[[bytes], bytes]]]:
+    """What opens the officer's key, and asks for its passphrase."""
+    from sovfed.federation.orders.answers import load_officer
 
-    order = proposal.order
-    yield from asked(order)
-    yield from leaves(order)
-    for run, bound in book.runs().items():
-        if bound.order == order.digest:
-            yield f"Flower's run {run}: {next(left(bound.answered, order))}"
-    answer = book.word(order.digest)
-    yield word(answer)
-    if answer is None and (line := nobody(book.home)):
-        yield line
+    return lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
+
+
+def _shown(book: OrderBook, name: str) -> Shown:
+    from sovfed.clients.orders.answering import Shown
+
+    proposal = book.named(name)
+    return Shown(proposal, book.word(proposal.order.digest))
 
 
 def _book(home: Path) -> OrderBook:

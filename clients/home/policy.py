@@ -94,7 +94,9 @@ orders: a run shows its order first: task, purpose, rounds, privacy, cohort, who
 answered before this institution has signed that order, and nothing beyond it. mode "standing" signs orders within
 'standing' by itself, visibly as that: as it is written here, all that the rest of this file allows, but for tables of
 statistics, for which an officer signs unless standing.statistics is true. "required" waits for one of 'officers'
-(`sovfed client orders`). min_approvers is how many people of the agency must have signed too; --officers has 2.
+(`sovfed client orders`). sign_in_console: officers who may sign in a browser, on this institution's page, too; whoever
+has the node's own user then has their sealed key, and sees the passphrase that is typed: docs/orders.md has what that
+gives up. min_approvers is how many people of the agency must have signed too; --officers has 2.
 
 max_sums_…, max_evaluations_…: how many such questions are answered; private runs are bounded by the ledger instead.
 max_failures_…: how often this institution tells that it could not do the work, which says something about its records.

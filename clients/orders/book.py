@@ -10,8 +10,11 @@ orders/state/runs.json               Flower's run → the order, and how many me
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -124,6 +127,20 @@ class OrderBook:
     def answer_stamp(self, digest: str) -> tuple[int, int, int] | None:
         """Changes when the officer's answer does."""
         return stamp(self._home / ANSWERS / f"{digest}.json")
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """While an answer is checked and written, no other is. Raises OrderError where one is at this moment."""
+        folder = os.open(self._home / ANSWERS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise OrderError(
+                "another answer is being written at this moment: nothing was written; try again"
+            ) from error
+        finally:
+            os.close(folder)
 
     def write_answer(self, answer: Answer) -> None:
         write_private(self._home / ANSWERS / f"{answer.order}.json", answer.to_bytes())

@@ -42,6 +42,7 @@ def withdraw(
         order=order.digest, institution=institution, decision=WITHDRAWN, officer=name, reason=reason, at=now, key=public
     )
     answer = answer.signed(sign).vouched_by(identity) if named else answer.by_node(identity)
-    book.withdraw(answer, order.task_digest)
+    with book.answering():
+        book.withdraw(answer, order.task_digest)
     tell(book.home, OrderEvent(WITHDRAWN, order.digest, order.run, name, answer.key))
     return answer

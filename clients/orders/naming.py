@@ -83,9 +83,8 @@ def from_when(home: Path) -> str:
     return f"the node that runs does not know it yet; next: {restart(home)}"
 
 
-def nobody(home: Path) -> str:
-    """What waits for an officer while the policy names none, and how one is made; "" where nothing does."""
-    rules = load_policy(home).orders
+def nobody(home: Path, rules: OrderRules) -> str:
+    """What waits for an officer while the policy's `rules` name none, and how one is made; "" where nothing does."""
     if rules.officers or (rules.mode == STANDING and rules.standing.statistics):
         return ""
     waits = "statistics wait" if rules.mode == STANDING else "every run waits"

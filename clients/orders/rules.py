@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import BoundError
@@ -98,6 +99,10 @@ class OrderRules:
     officers: tuple[str, ...] = bounded(
         (), 1, 128, doc="whose signatures count, as NAME=KEY; `sovfed client orders officer` makes a key and the entry"
     )
+    sign_in_console: tuple[str, ...] = bounded(
+        (), 1, 1_024, doc="officers who may sign on the page of `sovfed client console` too, as NAME=/PATH of their "
+        "sealed key on this machine; []: nobody, an officer types `sovfed client orders sign` (docs/orders.md)",
+    )  # fmt: skip
     min_approvers: int = bounded(0, 0, 16, doc="people of the agency who must have signed the order; two is usual")
     approvers: tuple[str, ...] = bounded((), 1, 128, doc="who may be one, as ORGANISATION or PERSON@ORGANISATION")
     max_days: int = bounded(366, 1, 3_660, unit="days", doc="longest life of an order")
@@ -111,11 +116,21 @@ class OrderRules:
             name, _, key = entry.partition("=")
             if not name or not key:
                 raise ValueError(f"officers: {entry[:40]!r} is not NAME=KEY")
+        for entry in self.sign_in_console:
+            name, _, path = entry.partition("=")
+            if not name or not path.startswith("/"):
+                raise ValueError(f"sign_in_console: {entry[:80]!r} is not NAME=/PATH of an officer's key")
 
     @property
     def keys(self) -> Mapping[str, str]:
         """The officers' public keys (base64), by name."""
         return {name: key for name, _, key in (entry.partition("=") for entry in self.officers)}
+
+    @property
+    def console_keys(self) -> Mapping[str, Path]:
+        """The key files of those officers who may sign on the institution's page, by name."""
+        pairs = (entry.partition("=") for entry in self.sign_in_console)
+        return {name: Path(path) for name, _, path in pairs if name in self.keys}
 
     def check_times(self, order: RunOrder, now: float) -> None:
         """Raise BoundError unless the order holds now and does not hold for too long."""

@@ -37,6 +37,7 @@ WITHDRAWN: Final = "withdrawn"  # refused from now on, and the run's model is to
 UNREADABLE: Final = "unreadable"  # never written or sent: what a damaged answer is shown as
 MAX_BYTES: Final = 16_384
 ADDED: Final = ("node", "vouched")
+_SEALED: Final = b"ENCRYPTED"  # in the first line of such a PEM file
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,19 @@ def create_officer(path: Path, passphrase: bytes = b"") -> str:
     return _text(key.public_key().public_bytes_raw())
 
 
+def is_sealed(path: Path) -> bool:
+    """Whether the officer's key in `path` needs a passphrase. Raises IdentityError where this user cannot read it."""
+    return _SEALED in read_private(path)
+
+
 def load_officer(path: Path, passphrase: Callable[[], bytes]) -> tuple[str, Callable[[bytes], bytes]]:
     """The public key (base64) in `path` and its signer; `passphrase` is asked for where it is sealed.
 
     Raises IdentityError.
     """
     data = read_private(path)
-    sealed = b"ENCRYPTED" in data
     try:
-        key = serialization.load_pem_private_key(data, passphrase() if sealed else None)
+        key = serialization.load_pem_private_key(data, passphrase() if _SEALED in data else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"{path}: no readable key, or another passphrase") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from starlette.concurrency import run_in_threadpool
@@ -22,17 +21,17 @@ from starlette.responses import RedirectResponse, Response
 
 from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.evidence.store import record
+from sovfed.federation.host.forms import ForbiddenError, Throttle, read_form, same
 from sovfed.federation.host.web import guarded, page, static, templates
 from sovfed.server.console.overview import Overview
 from sovfed.server.console.plots import plots
-from sovfed.server.console.sessions import LONGEST_S, Session, Sessions, Throttle, same
+from sovfed.server.console.sessions import LONGEST_S, Session, Sessions
 from sovfed.server.console.users import OPERATOR, User, authenticate, read_users
 
 if TYPE_CHECKING:
     from sovfed.federation.wire.loopback import ASGIApp
 
 log = logging.getLogger(__name__)
-FORM_BYTES: Final = 8_192
 AT_ONCE: Final = 2  # logins that are computed at a time: each takes 32 MiB
 LINKS: Final = (
     ("/", "Overview"), ("/institutions", "Institutions"), ("/runs", "Runs"), ("/orders", "Orders"),
@@ -55,10 +54,6 @@ class Visitor:
 
 class LoginNeededError(Exception):
     """Nobody is logged in, or no longer."""
-
-
-class ForbiddenError(Exception):
-    """Whoever asks may not do that."""
 
 
 def make_console(home: Path, hosts: tuple[str, ...], *, tls: bool, stop: Act, resume: Act) -> ASGIApp:
@@ -124,7 +119,7 @@ class _Console:
         return answer
 
     async def _login(self, request: Request) -> Response:
-        form = await self._form(request)
+        form = await read_form(request)
         address = request.client.host if request.client else ""
         if not same(form.get("entry", ""), request.cookies.get(self.entry, "")):
             return self._login_page(request, "The form was too old; try again.", 403)
@@ -164,25 +159,10 @@ class _Console:
 
     async def _signed_form(self, request: Request) -> tuple[Visitor, dict[str, str]]:
         """The visitor and the form, which must carry the session's token."""
-        visitor, form = await run_in_threadpool(self._visitor, request), await self._form(request)
+        visitor, form = await run_in_threadpool(self._visitor, request), await read_form(request)
         if not same(form.get("csrf", ""), visitor.session.csrf):
             raise ForbiddenError
         return visitor, form
-
-    async def _form(self, request: Request) -> dict[str, str]:
-        """The fields of a form of this page. Raises ForbiddenError for another origin's, or one that is too long."""
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower():
-            raise ForbiddenError
-        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            raise ForbiddenError
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > FORM_BYTES:
-                raise ForbiddenError
-        fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=16)
-        return {name: values[-1] for name, values in fields.items()}
 
     def _set(self, answer: Response, name: str, value: str, seconds: int) -> None:
         answer.set_cookie(

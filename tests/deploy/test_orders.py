@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.clients.console.test_signing import WORDS, browser, form, let_sign, served
 from tests.deploy.conftest import finished, make_config, make_federation, wait_for
 from tests.packages import make_signer
 from tests.release_fixture import verified_bare, verified_foreign
@@ -51,10 +52,13 @@ def ordered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederatio
         federation.enrol()
         for member in federation.institutions:
             home = federation.client_home(member.name)
-            key = str(key_of(federation, member.name))
-            words = ("officer", "ito", "--no-passphrase", "--key", key, "--home", str(home))
-            sovfed("client", "orders", *words)
+            key = key_of(federation, member.name)
+            first = member is federation.institutions[0]  # its officer may sign on its page, with a sealed key
+            seal = "--passphrase" if first else "--no-passphrase"
+            sovfed("client", "orders", "officer", "ito", seal, "--key", str(key), "--home", str(home))
             assert "ito=" in (home / POLICY).read_text()
+            if first:
+                let_sign(home, {"ito": key})
         federation.start_institutions()
         yield federation
     finally:
@@ -72,7 +76,7 @@ def sovfed(*words: str) -> str:
         ran = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=180)
         assert ran.returncode == 0, f"{words}: {ran.stdout} {ran.stderr}"
         return ran.stdout
-    done = CliRunner().invoke(COMMANDS[words[0]], words[1:])
+    done = CliRunner().invoke(COMMANDS[words[0]], words[1:], input=f"{WORDS}\n" * 2)  # for a key that is sealed
     assert done.exit_code == 0, f"{words}: {done.output} {done.exception!r}"
     return done.output
 
@@ -92,9 +96,18 @@ def answered(federation: LocalFederation, name: str, words: dict[str, str]) -> N
     arrived = lambda book: any(proposal.order.run == name for proposal in book.proposals())  # noqa: E731
     wait_for(lambda: all(map(arrived, books.values())), "the order to arrive")
     for member, verb in words.items():
+        if verb == "sign on the page":
+            signed_on_the_page(books[member].home, books[member].named(name).order.digest)
+            continue
         more = ["--yes"] if verb == "sign" else ["--reason", "not for this"]
         at = ("--key", str(key_of(federation, member)), "--home", str(federation.client_home(member)))
         sovfed("client", "orders", verb, name, *more, *at)
+
+
+def signed_on_the_page(home: Path, digest: str) -> None:
+    with served(home) as console, browser(home, console.address) as page:
+        answer = page.post("/orders", data=form(page, digest))
+        assert answer.status_code == 303, answer.text
 
 
 def released(federation: LocalFederation, name: str, members: list[str], *more: str) -> bytes:
@@ -123,9 +136,13 @@ def test_a_run_from_its_proposal_to_its_release_and_to_the_one_without_who_withd
         awaiting = read_awaiting(folder)
         return () if awaiting is None else awaiting.missing
 
-    wait_for(lambda: awaited() == tuple(sorted(names)), "run show to name the officers")
-    assert "data officers" in sovfed("run", "show", "study", "--home", agency)
-    answered(ordered, "study", dict.fromkeys(names[:5], "sign") | {names[5]: "refuse"})
+    def named() -> bool:  # they are asked again every few seconds, and it is their word that is awaited then
+        return awaited() == tuple(sorted(names)) and "data officers" in sovfed("run", "show", "study", "--home", agency)
+
+    wait_for(named, "run show to name the officers")
+    answered(
+        ordered, "study", {names[0]: "sign on the page", **dict.fromkeys(names[1:5], "sign"), names[5]: "refuse"}
+    )  # fmt: skip
     lines = finished(ordered, "study")
     assert [sorted(line["participants"]) for line in lines] == [sorted(names[:5])] * 3
     explained = sovfed("run", "explain", "study", "--home", agency)

@@ -12,10 +12,12 @@ from tests.clients.orders.house import CONFIG, House, whole
 from sovfed.clients.cli.institution import cli
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import POLICY, Policy, load_policy
-from sovfed.clients.orders.naming import nobody
+from sovfed.clients.orders.answering import Shown, answer_order
+from sovfed.clients.orders.book import OrderBook
+from sovfed.clients.orders.naming import allow_officer, nobody
 from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.federation.config import ClientConfig
-from sovfed.federation.errors import IdentityError, PolicyError, SovfedError
+from sovfed.federation.errors import IdentityError, OrderError, PolicyError, SovfedError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.host.status import Status, supervising, write_status
 
@@ -103,7 +105,7 @@ def test_a_home_without_an_officer_is_told_that_statistics_wait_for_one(tmp_path
         home = tmp_path / str(statistics)
         rules = OrderRules(standing=Standing(statistics=statistics))
         create(home, ClientConfig(home=str(home)), Policy(allowed_tasks=("breast_cancer",), orders=rules))
-        assert nobody(home).startswith(said) and bool(nobody(home)) == bool(said)
+        assert nobody(home, rules).startswith(said) and bool(nobody(home, rules)) == bool(said)
 
 
 def test_no_other_key_and_no_wrong_passphrase_signs(house: House) -> None:
@@ -180,3 +182,57 @@ def test_an_officer_whose_name_is_refused_can_try_again(house: House) -> None:
     done = client(house, "orders", "officer", "Dr Ito", "--key", key, "--no-passphrase", code=2)
     assert isinstance(done.exception, SovfedError) and not Path(key).exists()
     client(house, "orders", "officer", "dr-ito", "--key", key, "--no-passphrase")
+
+
+def test_a_word_that_stands_is_not_said_twice_and_one_by_a_key_that_is_gone_is_said_anew(house: House) -> None:
+    assert shown(house) == "awaiting"
+    old, new = str(house.folder / "old.pem"), str(house.folder / "new.pem")
+    client(house, "orders", "officer", "ito", "--key", old, "--no-passphrase")
+    client(house, "orders", "sign", "study", "--yes", "--key", old)
+    done = client(house, "orders", "sign", "study", "--yes", "--key", old, code=3)
+    assert isinstance(done.exception, OrderError) and "answered already (signed by ito" in str(done.exception)
+    client(house, "orders", "officer", "ito", "--key", new, "--no-passphrase")
+    assert shown(house) == "awaiting"
+    assert "it holds as none" in client(house, "orders", "show", "study").output
+    client(house, "orders", "sign", "study", "--yes", "--key", new)
+    assert shown(house) == "signed"
+
+
+def test_no_order_is_signed_that_has_ended_or_from_which_the_institution_withdrew(house: House) -> None:
+    """To sign took the signed withdrawal away, and the next message of the run was answered."""
+    key, out = str(house.folder / "ito.pem"), str(house.folder / "h1.withdrawal")
+    client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase")
+    request = whole(CONFIG)
+    ended = house.proposal(request, CONFIG, "ended", proposed=int(house.now) - 100, expires=int(house.now) - 1)
+    OrderBook(house.folder / "h1").make().file(ended, house.now)
+    done = client(house, "orders", "sign", "ended", "--yes", "--key", key, code=3)
+    assert isinstance(done.exception, OrderError) and "ended on" in str(done.exception)
+    client(house, "orders", "refuse", "ended", "--key", key)
+    assert shown(house) == "awaiting"
+    client(house, "orders", "withdraw", "study", "--out", out, "--key", key)
+    for words in (("sign", "study", "--yes"), ("refuse", "study")):
+        done = client(house, "orders", *words, "--key", key, code=3)
+        assert isinstance(done.exception, OrderError) and "withdrawn by ito" in str(done.exception)
+    assert shown(house) == "withdrawn"
+
+
+def test_an_answer_since_the_order_was_shown_is_not_overturned_unread(house: House) -> None:
+    assert shown(house) == "awaiting"
+    book, now = OrderBook(house.folder / "h1"), house.now
+    home, (public, sign) = house.folder / "h1", house.officer("h1")
+    allow_officer(home, "ito", public)
+    read = Shown(book.named("study"), None)
+
+    def say(decision: str) -> None:
+        answer_order(book, read, decision, lambda: (public, sign), officer="", reason="", now=now)
+
+    with book.answering(), pytest.raises(OrderError, match="at this moment"):
+        say("refused")
+    say("refused")
+    with pytest.raises(OrderError, match="was answered since it was shown"):
+        say("signed")
+    (home / "orders/state/proposed" / f"{read.order.digest}.json").unlink()
+    with pytest.raises(OrderError, match="not here any more"):
+        say("signed")
+    answer = book.answer(read.order.digest)
+    assert answer is not None and answer.decision == "refused"

@@ -21,6 +21,7 @@ from tests.clients.node.test_up import POLICY, institution_up
 from tests.server.agency import Authority, make_home, server_config, superlink, wait_until
 
 from sovfed.clients.cli.institution import cli
+from sovfed.clients.console.app import PASSWORD
 from sovfed.clients.home.folder import create, load_config
 from sovfed.clients.node.sandbox import Places, _passed_places
 from sovfed.clients.node.up import processes
@@ -33,6 +34,7 @@ from sovfed.federation.host.quiet import quiet_environment
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.host.status import read_status
 from sovfed.federation.secagg.files import create_journal
+from sovfed.federation.wire.loopback import ensure_secret
 
 pytestmark = pytest.mark.skipif(seccomp.this_machine() is None, reason="no seccomp on this machine")
 needs_landlock = pytest.mark.skipif(landlock.version() == 0, reason="this kernel has no Landlock")
@@ -79,6 +81,7 @@ def home(folder: Path) -> Path:
     create_journal(home)
     record(home, "policy", policy="00")
     (home / "secrets" / "loopback.secret").write_text("s")
+    ensure_secret(home / PASSWORD)
     for name in ("privacy", "personal", "run", "run/trainer", "run/gateway"):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     for name in ("privacy/a-file", "run/trainer/file", "run/gateway/file"):
@@ -92,7 +95,7 @@ def opened(name: str, home: Path) -> set[str]:
         "h/policy.yaml", "h/identity/key.pem", "h/identity/node_key", "h/secrets/loopback.secret", "h/secagg/journal",
         "h/privacy/a-file", "h/run/trainer/file", "h/run/gateway/file", "h/state/", "h/identity/", "h/secagg/",
         "h/privacy/", "h/", "records/table.csv", "records/", "other", "", "h/audit/log.db", "h/audit/",
-        "h/audit-key/log.pem", "h/witness/witness.pem", "h/witness/",
+        "h/audit-key/log.pem", "h/witness/witness.pem", "h/witness/", f"h/{PASSWORD}",
     ]  # fmt: skip
     base = home.parent
     paths = [f"{base / part}/" if part.endswith("/") or not part else str(base / part) for part in parts]

@@ -21,10 +21,11 @@ from tests.server.agency import free_port, process, wait_until
 from tests.server.seen_home import NAMES, add_run, changed_settings, make_seen_home, with_refusal
 
 from sovfed.federation.files import private_directory
+from sovfed.federation.host.forms import TRIES, Throttle
 from sovfed.federation.host.processes import listening
 from sovfed.federation.orders.answers import Answer
 from sovfed.federation.orders.order import Proposal
-from sovfed.server.console.sessions import IDLE_S, LONGEST_S, TRIES, Sessions, Throttle
+from sovfed.server.console.sessions import IDLE_S, LONGEST_S, Sessions
 from sovfed.server.console.users import add_user, remove_user
 from sovfed.server.orders.making import make_order, write_answers, write_order
 from sovfed.server.runs.awaiting import FILE
