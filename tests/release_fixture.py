@@ -27,6 +27,7 @@ from sovfed.federation.evidence.store import record
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, Answer, create_officer, load_officer
+from sovfed.federation.orders.beginning import Beginning, file_of
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal
 from sovfed.federation.release import sealed
@@ -34,7 +35,7 @@ from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, read_release
 from sovfed.federation.release.standalone import write_verifier
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.orders.making import make_order, write_answers, write_order
+from sovfed.server.orders.making import NEW, make_order, write_answers, write_order
 from sovfed.server.rounds.loop import whole_run
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import DIGEST, SUMMARY, publish
@@ -71,8 +72,8 @@ class Released:
                     Exchange(home).once(channel)
 
 
-def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) -> Released:
-    """The federation, in `folder`."""
+def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES, begins: Beginning = NEW) -> Released:
+    """The federation, in `folder`; the run `begins` with that model."""
     agency = make_agency(folder)
     homes = [folder / name for name in names]
     with agency.run():
@@ -85,7 +86,7 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
     write_private(run / "run.json", json.dumps({**state, "reason": "", "at": 2.0}).encode())
     log, lines = RunLog(agency.home, RUN, "1"), [_line(number, names) for number in range(1, ROUNDS + 1)]
     log.begin(config, resume=False)
-    _ordered(agency.home, run, config, homes, log)
+    _ordered(agency.home, run, config, homes, log, begins)
     for line in lines:
         log.round(line)
         for home in homes:
@@ -101,6 +102,7 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
             "max_weight": config.secagg.max_weight,
         },
         "config": stored(config), "delivered_to": list(names),
+        **({"started_from_sha256": file} if (file := file_of(begins.start_from)) else {}),
     }  # fmt: skip
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
     summary[DIGEST] = publish(run, task, vector, task.transform.public_scale, summary)
@@ -110,10 +112,10 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES) 
     return Released(agency, homes, run)
 
 
-def _ordered(agency: Path, run: Path, config: Config, homes: list[Path], log: RunLog) -> None:
+def _ordered(agency: Path, run: Path, config: Config, homes: list[Path], log: RunLog, begins: Beginning) -> None:
     """The run's order: an officer of the first institution has signed it, the second consented in advance."""
     task, identity = get_task("digits_linear"), load_identity(agency / "identity")
-    order = make_order(config, RUN, whole_run(config, task, "1", RUN, None), time.time())
+    order = make_order(config, RUN, whole_run(config, task, "1", RUN, None), time.time(), begins=begins)
     write_order(run, Proposal(order).signed(identity.certificate, identity.sign(order.proposal_message)))
     tell(agency, OrderEvent("proposed", order.digest, RUN))
     answers = {home.name: word_of(home, order.digest, home.name, officer=home == homes[0]) for home in homes}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from sovfed.clients.orders.answering import Shown
     from sovfed.clients.orders.book import OrderBook
+    from sovfed.federation.orders.answers import Answer
+    from sovfed.federation.orders.order import RunOrder
 
 KEY: Final = click.option(
     "--key", type=click.Path(path_type=Path, dir_okay=False), default=Path.home() / ".sovfed" / "officer.pem",
@@ -81,16 +83,10 @@ def list_(as_json: bool, home: Path) -> None:
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.naming import nobody
     from sovfed.clients.orders.purge import unpurged
-    from sovfed.federation.orders.shown import word
 
-    rows: list[dict[str, Any]] = [
-        {
-            "order": proposal.order.digest, "run": proposal.order.run, "task": proposal.order.task,
-            "purpose": proposal.order.purpose, "epsilon": proposal.order.epsilon, "expires": proposal.order.expires,
-            "word": "waiting" if answer is None else answer.decision, "text": word(answer),
-        }
-        for proposal, answer in _book(home).words()
-    ]  # fmt: skip
+    now = time.time()
+    told = ((proposal.order, answer) for proposal, answer in _book(home).words())
+    rows = [_row(order, answer, ended=now >= order.expires) for order, answer in told]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -243,6 +239,17 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     _tell(f"remains: {name}" for name in receipt.remains)
     path = home / "orders" / "receipts" / f"{permit}.json"
     click.echo(f"receipt: {path}; `sovfed verify {path} --root root.pem` checks it")
+
+
+def _row(order: RunOrder, answer: Answer | None, *, ended: bool) -> dict[str, Any]:
+    from sovfed.federation.orders.shown import word
+
+    unanswered = "ended" if ended else "waiting"
+    return {
+        "order": order.digest, "run": order.run, "task": order.task, "purpose": order.purpose, "epsilon": order.epsilon,
+        "expires": order.expires, "word": unanswered if answer is None else answer.decision,
+        "text": word(answer, ended=ended),
+    }  # fmt: skip
 
 
 def _answer(book: OrderBook, shown: Shown, decision: str, officer: str, key: Path, reason: str) -> None:

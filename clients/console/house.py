@@ -261,5 +261,6 @@ def _private_runs(history: History, population: str, label: str) -> list[Private
 def _order_view(order: RunOrder, answer: Answer | None) -> OrderView:
     epsilon_told = f"{order.epsilon:g}" if order.kind == "private" else "no bound"
     return OrderView(
-        order.run, order.purpose, order.task, epsilon_told, order.expires, word(answer), order.digest[:12]
+        order.run, order.purpose, order.task, epsilon_told, order.expires,
+        word(answer, ended=time.time() >= order.expires), order.digest[:12],
     )  # fmt: skip

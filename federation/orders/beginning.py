@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import PrivateRequest, TrainRequest, Vector
@@ -20,6 +21,20 @@ class Beginning:
     start: str = ""
     start_from: str = ""
     start_round: int = 0
+
+
+_FILE: Final = re.compile(r", file SHA-256 ([0-9a-f]{64})\Z")
+
+
+def file_words(digest: str) -> str:
+    """How the words of an order end that name the file (SHA-256, hex) of a model."""
+    return f", file SHA-256 {digest}"
+
+
+def file_of(words: str) -> str:
+    """The SHA-256 (hex) of the file that the `words` of an order name; "" if they name none."""
+    told = _FILE.search(words)
+    return told[1] if told else ""
 
 
 def start_digest(model: Vector) -> str:

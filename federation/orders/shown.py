@@ -106,10 +106,10 @@ def left(answered: Mapping[str, int], order: RunOrder) -> Iterator[str]:
     yield f"has left: at most {counts}, {kind}" if counts else "has left: nothing yet"
 
 
-def word(answer: Answer | None) -> str:
-    """What the institution has said, and whose word it is."""
+def word(answer: Answer | None, *, ended: bool = False) -> str:
+    """What the institution has said, and whose word it is; of an order that has `ended`, that nobody is awaited."""
     if answer is None:
-        return "waits for an officer"
+        return "ended unanswered" if ended else "waits for an officer"
     if answer.decision == UNREADABLE:
         return "its answer cannot be read, and holds as none: waits for an officer to answer again"
     whose = f" by {answer.officer}" if answer.officer else ""

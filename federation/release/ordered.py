@@ -23,6 +23,7 @@ from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, read_answer
+from sovfed.federation.orders.beginning import file_of
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.orders.shown import word
 from sovfed.federation.release.lineage import ended_at
@@ -150,6 +151,7 @@ def _require_allows(order: RunOrder, predicate: Mapping[str, Any]) -> None:
         (_within(order, predicate["secure_aggregation_terms"]), "terms of secure aggregation"),
         ((order.kind == "private") == (privacy is not None), "privacy"),
         (privacy is None or privacy["epsilon"] <= order.epsilon * (1 + LOOSE) + LOOSE, "ε"),
+        (file_of(order.start_from) == predicate.get("started_from", ""), "the model that it began with"),
         (not order.cohort or not isinstance(named, list) or set(named) <= set(order.cohort), "cohort"),
     )
     if beyond := [what for holds, what in limits if not holds]:

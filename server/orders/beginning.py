@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.files import write_private
-from sovfed.federation.orders.beginning import Beginning, start_digest
+from sovfed.federation.orders.beginning import Beginning, file_words, start_digest
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import visible
 from sovfed.server.rounds.beginning import read_start
@@ -51,7 +51,7 @@ def origin(path: Path, run: str = "") -> str:
     name = path.parent.name if path.name == "model.safetensors" else path.name
     what = f"the model of run {run}" if run else f"the model in {visible(name)[:WORDS]}"
     with path.open("rb") as file:
-        return f"{what}, file SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return f"{what}{file_words(hashlib.file_digest(file, 'sha256').hexdigest())}"
 
 
 def keep_origin(copy: Path, words: str) -> None:

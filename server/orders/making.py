@@ -118,7 +118,7 @@ class Ordering:
         now, kept = time.time(), read_order(self.folder)
         anew = kept is not None and kept.order.start_round > 0  # from a checkpoint, which later ones have replaced
         begins = kept.order.begins if kept is not None and anew else beginning(self.config)
-        if kept is not None and (reason := _void(kept.order, request, begins, now)):
+        if kept is not None and (reason := self._void(kept.order, request, begins, now)):
             if kept.approvals:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
             kept = None
@@ -133,11 +133,12 @@ class Ordering:
         write_order(self.folder, signed)
         return np.frombuffer(signed.to_bytes(), np.uint8)
 
-
-def _void(order: RunOrder, request: RunRequest, begins: Beginning, now: float) -> str:
-    """Why the run, which `begins` so, cannot go on under `order`; "" if it can."""
-    if lacking := order.lacks(request):
-        return f"the order is for another run, in: {lacking}"
-    if order.start != begins.start:
-        return "the order is for a run that begins with another model"
-    return "the order has ended" if now >= order.expires else ""
+    def _void(self, order: RunOrder, request: RunRequest, begins: Beginning, now: float) -> str:
+        """Why the run, which `begins` so, cannot go on under `order`; "" if it can."""
+        if lacking := order.lacks(request):
+            return f"the order is for another run, in: {lacking}"
+        if order.strategy != (strategy := self.config.strategy.name):  # no request tells it
+            return f"the order is for strategy {order.strategy}, the run's is {strategy}"
+        if order.start != begins.start:
+            return "the order is for a run that begins with another model"
+        return "the order has ended" if now >= order.expires else ""

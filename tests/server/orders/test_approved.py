@@ -176,6 +176,13 @@ def test_words_of_a_run_bind_the_agency_further_and_never_unbind_it(tmp_path: Pa
         unbound.shown(planned("server.min_approvers=1"))
 
 
+def test_what_was_approved_is_not_run_by_another_strategy(agency: Agency) -> None:
+    agency.put(agency.approval("ann"), agency.approval("bob"))
+    assert agency.shown() == agency.asked.order
+    with pytest.raises(ConfigError, match="for strategy fedavg, the run's is fedadam; propose the run anew"):
+        agency.shown(planned("strategy=fedadam"))
+
+
 def test_the_agency_is_told_what_binds_it_and_what_is_missing(tmp_path: Path) -> None:
     home, run = tmp_path / "home", CliRunner()
     made = run.invoke(server, ["init", "server.min_approvers=2", "--home", str(home)])

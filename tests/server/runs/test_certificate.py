@@ -23,8 +23,8 @@ from sovfed.federation.archive import zipped
 from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.files import write_private
 from sovfed.federation.identity import load_roots
+from sovfed.federation.orders.beginning import Beginning, file_words
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import MODEL
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
@@ -35,7 +35,7 @@ from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
 from sovfed.server.runs.gates import require_cosigners
 from sovfed.server.runs.logged import RunLog
-from sovfed.server.runs.release import DIGEST, FILES, SUMMARY, publish
+from sovfed.server.runs.release import FILES, SUMMARY, publish
 from sovfed.server.runs.tracking import Tracker, approve, tracking_uri
 
 FLIPS = 300
@@ -72,25 +72,22 @@ def _replaced(data: bytes, **files: bytes) -> bytes:
     return zipped.write({**entries, **files}, most=MAX_BYTES)
 
 
-def test_a_model_that_was_trained_further_says_so_wherever_it_is_shown(federation: Released, tmp_path: Path) -> None:
+def test_a_model_that_was_trained_further_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
     """A private run that began with a model of bare records: its card promised ε, and its release could as well."""
-    copy, first = federation.copied(tmp_path / "copy"), "ab" * 32
-    summary = json.loads((copy.folder / SUMMARY).read_text()) | {"started_from_sha256": first}
-    task = get_task("digits_linear")
-    vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
-    private = summary | {"epsilon": 3.0, "delta": 1e-5, "privacy": {"mechanism": "distributed"}}
-    publish(copy.folder, task, vector, task.transform.public_scale, private)
-    assert f"says nothing of the model with SHA-256 <code>{first}" in (copy.folder / "model.html").read_text()
-    summary[DIGEST] = publish(copy.folder, task, vector, task.transform.public_scale, summary)
-    write_private(copy.folder / SUMMARY, json.dumps(summary).encode())
-    RunLog(copy.agency.home, RUN, "1").model(summary)
-    sealed_further = release(copy.agency.home, RUN, wait_s=0.0)
+    first = "ab" * 32
+    further = finished_run(tmp_path, begins=Beginning("ef" * 32, f"the model of run earlier{file_words(first)}"))
+    bundle = release(further.agency.home, RUN, wait_s=0.0)
 
-    holds = check_release(sealed_further, copy.roots).holds
+    holds = check_release(bundle, further.roots).holds
     assert any(f"trained further from the model with SHA-256 {first}" in line for line in holds)
     for other in (None, "", "cd" * 32):
         with pytest.raises(EvidenceError, match="began with"):
-            check_release(resealed(copy, sealed_further, started_from=other), copy.roots)
+            check_release(resealed(further, bundle, started_from=other), further.roots)
+    task, summary = get_task("digits_linear"), json.loads((further.folder / SUMMARY).read_text())
+    vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
+    private = summary | {"epsilon": 3.0, "delta": 1e-5, "privacy": {"mechanism": "distributed"}}
+    publish(further.folder, task, vector, task.transform.public_scale, private)
+    assert f"says nothing of the model with SHA-256 <code>{first}" in (further.folder / "model.html").read_text()
 
 
 def test_a_whole_release_holds_and_says_what_is_missing(federation: Released, bundle: bytes) -> None:

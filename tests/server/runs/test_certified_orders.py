@@ -30,6 +30,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.identity import crl_of, load_roots, parse_crls
 from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, load_officer
 from sovfed.federation.orders.approving import approve as approved
+from sovfed.federation.orders.beginning import file_words
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
 from sovfed.federation.release import lineage
 from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release
@@ -94,6 +95,10 @@ def test_a_release_says_whose_word_its_run_rests_on(federation: Released, bundle
         ({"bits": 8}, "in: terms of secure aggregation"),
         ({"min_cohort": 4}, "in: terms of secure aggregation"),
         ({"cohort": ("hospital-1",)}, "in: cohort"),
+        (
+            {"start": "ef" * 32, "start_from": "the model of run x" + file_words("ab" * 32)},
+            "in: the model that it began",
+        ),
     ],
 )
 def test_an_order_that_the_run_was_not_under_is_noticed(
