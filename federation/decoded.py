@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from sovfed.federation.errors import IdentityError
 
@@ -50,6 +51,7 @@ def revocations_of(pem: bytes, where: str) -> x509.CertificateRevocationList:
         _ = crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions
         for entry in crl:
             _ = entry.serial_number, entry.revocation_date_utc, entry.extensions
+        _require_one_spelling(crl)
         return crl
 
 
@@ -67,4 +69,14 @@ def _whole(certificate: x509.Certificate) -> x509.Certificate:
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm
     if certificate.serial_number <= 0:
         raise ValueError("a serial number below one")
+    _require_one_spelling(certificate)
     return certificate
+
+
+def _require_one_spelling(signed: x509.Certificate | x509.CertificateRevocationList) -> None:
+    """Raise ValueError where the signature is said to end with unused bits, which changes nothing but a digest.
+
+    The byte before the signature says how many; the library takes any number, if those bits are zero.
+    """
+    if signed.public_bytes(serialization.Encoding.DER)[-len(signed.signature) - 1] != 0:
+        raise ValueError("a signature with unused bits")

@@ -84,6 +84,16 @@ def test_no_judge_of_certificates_ends_otherwise(judge: Callable[[bytes], object
     assert not any(outcomes(judge, LEAF))
 
 
+def test_a_certificate_has_one_spelling_whatever_its_signature_ends_with() -> None:
+    """Seen: of signatures that end with a zero bit, one said to be unused was taken, and the digest was another."""
+    for _ in range(16):
+        leaf = to_der(sign_csr(KEY, ROOT, to_pem(REQUEST), NOW, 30))
+        at = len(leaf) - len(certificate_of(leaf).signature) - 1
+        for unused in range(1, 8):
+            with pytest.raises(IdentityError):
+                certificate_of(leaf[:at] + bytes([unused]) + leaf[at + 1 :])
+
+
 def test_of_two_roots_none_has_signed_what_cannot_be_read() -> None:
     other = create_root("Ministry of Health", NOW)[1]
     assert {issuer_of(data, (other, ROOT)) for data in changed(LEAF)} == {other}
