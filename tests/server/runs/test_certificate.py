@@ -26,7 +26,7 @@ from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.beginning import Beginning, file_words
 from sovfed.federation.release import lineage, sealed
-from sovfed.federation.release.agreement import MODEL
+from sovfed.federation.release.agreement import FACTS, MODEL
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
 from sovfed.federation.release.standalone import write_verifier
 from sovfed.federation.tasks.registry import get_task
@@ -83,6 +83,10 @@ def test_a_model_that_was_trained_further_says_so_wherever_it_is_shown(tmp_path:
     for other in (None, "", "cd" * 32):
         with pytest.raises(EvidenceError, match="began with"):
             check_release(resealed(further, bundle, started_from=other), further.roots)
+    facts = json.loads(zipped.read(bundle, most=MAX_BYTES)[FACTS])
+    del facts["run"]["started_from"]
+    with pytest.raises(EvidenceError, match="model's own facts name another model that the run began with, or none"):
+        check_release(resealed(further, bundle, {FACTS: json.dumps(facts, indent=2).encode()}), further.roots)
     task, summary = get_task("digits_linear"), json.loads((further.folder / SUMMARY).read_text())
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
     private = summary | {"epsilon": 3.0, "delta": 1e-5, "privacy": {"mechanism": "distributed"}}
