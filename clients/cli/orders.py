@@ -101,7 +101,7 @@ def list_(as_json: bool, home: Path) -> None:
     for row in rows:
         click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
         click.echo(visible(f"{' ' * 14}{row['text']}"))
-    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home, load_policy(home).orders)):
+    if (not rows or any(row["word"] == "waiting" for row in rows)) and (line := nobody(home, load_policy(home).orders)):
         click.echo(visible(line))
     _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 

@@ -67,8 +67,8 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
     if len(left) < config.server.min_cohort:
         least = config.server.min_cohort
         raise ConfigError(
-            f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}: they cannot make "
-            "it anew by themselves; propose a new run with institutions that were not in this one"
+            f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}: "
+            "the model cannot be made anew by them; `sovfed run propose` a run that more can join"
         )
     made = Unlearning(run, gone, left, _from_round(old, config, gone), (summary or {}).get("model_sha256", ""))
     kept = {FILE: json.dumps(asdict(made), indent=1).encode()}  # before there is an order that could be started

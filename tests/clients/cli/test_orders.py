@@ -50,6 +50,7 @@ def client(house: House, *words: str, text: str = "", code: int = 0) -> Result:
 
 def test_an_officer_makes_a_key_reads_an_order_and_signs_it(house: House) -> None:
     key = str(house.folder / "card" / "ito.pem")
+    assert "no officer yet, and every run waits" in client(house, "orders", "list").output
     assert shown(house) == "awaiting"
     client(house, "orders", "officer", "ito", "--key", key, text="secret words\nsecret words\n")
     assert "ENCRYPTED" in Path(key).read_text()
