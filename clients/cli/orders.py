@@ -58,6 +58,7 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     Example:
       sovfed client orders officer dr-ito --key /media/card/dr-ito.pem
     """
+    from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.naming import allow_officer, check_officer, from_when
     from sovfed.federation.orders.answers import create_officer
 
@@ -65,8 +66,13 @@ def officer(name: str, passphrase: bool, key: Path, home: Path) -> None:
     words = ask_secret("passphrase", "--no-passphrase, or a terminal", twice=True) if passphrase else ""
     key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     public = create_officer(key, words.encode())
+    before = load_policy(home).orders.keys.get(name)
     allow_officer(home, name, public)
     click.echo(f"{key}: the key of {visible(name)}; policy.yaml now names {visible(name)}={public}")
+    if before is not None:
+        click.echo(f"in the place of {before}, which policy.yaml names no longer")
+    if key.resolve().is_relative_to(home.resolve()):
+        click.echo("warning: the key is in the home, where the node's processes can read it: keep it elsewhere")
     click.echo(f"{from_when(home)}; `orders: mode: required` lets no run begin without a person")
 
 
@@ -95,7 +101,7 @@ def list_(as_json: bool, home: Path) -> None:
     for row in rows:
         click.echo(visible(f"{row['order'][:12]}  {row['run']}  {row['task']}  {row['purpose']}"))
         click.echo(visible(f"{' ' * 14}{row['text']}"))
-    if any(row["word"] == "waiting" for row in rows) and (line := nobody(home, load_policy(home).orders)):
+    if (not rows or any(row["word"] == "waiting" for row in rows)) and (line := nobody(home, load_policy(home).orders)):
         click.echo(visible(line))
     _tell(unpurged(_book(home), load_policy(home).permits, time.time()))
 
@@ -263,9 +269,15 @@ def _answer(book: OrderBook, shown: Shown, decision: str, officer: str, key: Pat
 
 def _opening(key: Path) -> Callable[[], tuple[str, Callable[[bytes], bytes]]]:
     """What opens the officer's key, and asks for its passphrase."""
+    from sovfed.federation.errors import IdentityError
     from sovfed.federation.orders.answers import load_officer
 
-    return lambda: load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
+    def opened() -> tuple[str, Callable[[bytes], bytes]]:
+        if not key.exists():
+            raise IdentityError(f"{key}: no officer's key is there; --key FILE names the one of `orders officer`")
+        return load_officer(key, lambda: ask_secret("passphrase", "the key is sealed; use a terminal").encode())
+
+    return opened
 
 
 def _shown(book: OrderBook, name: str) -> Shown:

@@ -72,6 +72,7 @@ def new(
     from sovfed.clients.data.chosen import as_written
     from sovfed.clients.proposals.proposal import propose
 
+    name = name.removesuffix(".yaml")  # some name the file
     if not NAME.fullmatch(name) or len(name) > 64:
         raise ConfigError(f"a task's name must be {NAME_IN_WORDS}, at most 64 long, got {name[:64]!a}")
     where = Path(f"{name}.yaml") if output is None else output

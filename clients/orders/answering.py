@@ -11,7 +11,7 @@ from sovfed.clients.orders.naming import check_in_force, nobody, officer_of
 from sovfed.federation.errors import OrderError, SovfedError
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, UNREADABLE, WITHDRAWN, make_answer
 from sovfed.federation.orders.events import OrderEvent, tell
-from sovfed.federation.orders.shown import asked, day_of, leaves, left, word
+from sovfed.federation.orders.shown import approvals, asked, day_of, leaves, left, word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +39,7 @@ def explained(book: OrderBook, shown: Shown, rules: OrderRules) -> Iterator[str]
     order = shown.order
     yield from asked(order)
     yield from leaves(order)
+    yield from approvals(shown.proposal)
     for run, bound in book.runs().items():
         if bound.order == order.digest:
             yield f"Flower's run {run}: {next(left(bound.answered, order))}"

@@ -138,7 +138,9 @@ def create(person: str, organisation: str, home: Path) -> None:
 
     request, fingerprint = create_signer(home, person, organisation)
     click.echo(f"{request}\nkey fingerprint, to compare with the authority by telephone: {fingerprint}")
-    click.echo(f"next: `sovfed authority sign {request} --signer --out {person}.pem`")
+    elsewhere = "" if home == Path.home() / ".sovfed" / "signer" else f" --home {home}"
+    click.echo(f"next: `sovfed authority sign {request} --signer --out {person}.pem` (--home: the authority's), then")
+    click.echo(f"      `sovfed task signer install {person}.pem root.pem crl.pem{elsewhere}`")
 
 
 @signer.command()

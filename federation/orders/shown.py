@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.archive.signing import certified
 from sovfed.federation.orders.answers import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from sovfed.federation.orders.answers import Answer
-    from sovfed.federation.orders.order import RunOrder
+    from sovfed.federation.orders.order import Proposal, RunOrder
 
 WORDS: Final = {
     "signed": "signed",
@@ -19,6 +20,12 @@ WORDS: Final = {
     "standing": "standing consent, signed by this node",
     "withdrawn": "withdrawn",
 }
+
+
+def approvals(proposal: Proposal) -> Iterator[str]:
+    """Who of the agency has approved it, a line each; whether that counts is for its reader's rules."""
+    for approval in proposal.approvals:
+        yield "approved by {} of {}".format(*certified(approval, "approval"))
 
 
 def asked(order: RunOrder) -> Iterator[str]:

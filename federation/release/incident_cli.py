@@ -19,7 +19,7 @@ def incident() -> None:
 
     \b
     Examples:
-      sovfed incident bundle --home ~/.sovfed/institution --hours 24 --early --out early.incident
+      sovfed incident bundle --home ~/.sovfed/client --hours 24 --early --out early.incident
       sovfed incident bundle --home ~/.sovfed/server --hours 72 --out full.incident
       sovfed incident check full.incident --root root.pem
     """
@@ -39,7 +39,7 @@ def bundle(home: Path, hours: float, until: object, early: bool, note: str, out:
 
     \b
     Example:
-      sovfed incident bundle --home ~/.sovfed/institution --hours 72 --out full.incident
+      sovfed incident bundle --home ~/.sovfed/client --hours 72 --out full.incident
     """
     from datetime import UTC, datetime
 

@@ -76,8 +76,13 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
         raise PolicyError(f"{order}: not signed")
     proposal = approve_order(order, proposal.order, person)
     click.echo(f"{order}: approved by {person.identity}")
-    if home is not None and (lacking := approved(home, proposal).lacking):
-        click.echo(visible(f"still: {lacking}"))
+    if home is None:
+        return
+    count = approved(home, proposal)
+    if count.lacking:
+        click.echo(visible(f"still: {count.lacking}"))
+    elif count.least:
+        click.echo(visible(f"next: `sovfed run start --proposed {proposal.order.run}{option(home)}`"))
 
 
 @click.command()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sovfed.federation.archive.signing import certified
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.orders.answers import read_answer
-from sovfed.federation.orders.shown import asked, leaves, word
+from sovfed.federation.orders.shown import approvals, asked, leaves, word
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,8 +19,7 @@ def order_lines(proposal: Proposal) -> Iterator[str]:
     """The order, what it takes, and who of the agency has approved it."""
     yield from asked(proposal.order)
     yield from leaves(proposal.order)
-    for approval in proposal.approvals:
-        yield "approved by {} of {}".format(*certified(approval, "approval"))
+    yield from approvals(proposal)
 
 
 def said_lines(proposal: Proposal, answers: Mapping[str, Any]) -> Iterator[str]:

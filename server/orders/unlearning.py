@@ -66,7 +66,10 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
     left = tuple(name for name in _willing(old, config) if name not in gone)
     if len(left) < config.server.min_cohort:
         least = config.server.min_cohort
-        raise ConfigError(f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}")
+        raise ConfigError(
+            f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}: "
+            "the model cannot be made anew by them; `sovfed run propose` a run that more can join"
+        )
     made = Unlearning(run, gone, left, _from_round(old, config, gone), (summary or {}).get("model_sha256", ""))
     kept = {FILE: json.dumps(asdict(made), indent=1).encode()}  # before there is an order that could be started
     begins = beginning_after(old, made.from_round) if made.from_round else None
@@ -101,6 +104,20 @@ def left_since(home: Path, name: str) -> set[str]:
     begun = (line for line in read_rounds(folder) if line["round"] <= made.from_round)
     gone = {entry.institution for entry in read_withdrawn(run_folder(home, made.of))} - set(made.withdrawn)
     return (gone & ({*participants(begun)} | _profiled(folder, tuple(gone)))) | left_since(home, made.of)
+
+
+def left_before(home: Path, name: str) -> set[str]:
+    """Who has withdrawn from a run of this agency from whose model run `name` was trained further, at any remove."""
+    runs = [path for path in run_folder(home, name).parent.iterdir() if path.is_dir()]
+    summaries = [read_summary(home, path.name) or {} for path in runs]
+    known: set[str] = set()
+    begun = {str((read_summary(home, name) or {}).get("started_from_sha256", ""))} - {""}
+    while begun:
+        known |= begun
+        earlier = (entry for entry in summaries if entry.get("model_sha256") in begun)
+        begun = {str(entry.get("started_from_sha256", "")) for entry in earlier} - known - {""}
+    withdrawn = (entry for path in runs for entry in read_withdrawn(path))
+    return {entry.institution for entry in withdrawn if known & set(entry.models)}
 
 
 def stated(made: Unlearning) -> dict[str, object]:

@@ -44,7 +44,7 @@ from sovfed.federation.release.checking import (
 )
 from sovfed.server.home import SETTINGS, load_settings
 from sovfed.server.orders.making import read_answers, read_order
-from sovfed.server.orders.unlearning import left_since, read_unlearning, stated
+from sovfed.server.orders.unlearning import left_before, left_since, read_unlearning, stated
 from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.rounds.checkpoint import config_digest
 from sovfed.server.runs import declarations
@@ -108,6 +108,11 @@ def _require_nobody_withdrew(home: Path, folder: Path) -> None:
         raise PolicyError(
             f"{', '.join(gone)} withdrew from the run with whose model '{folder.name}' begins, and is in that; "
             "`sovfed run unlearn` of that run makes it anew"
+        )
+    if gone := sorted(left_before(home, folder.name)):
+        raise PolicyError(
+            f"{', '.join(gone)} withdrew from a run from whose model '{folder.name}' was trained further; "
+            "`sovfed run unlearn` of that run makes its model anew: train further from that"
         )
 
 

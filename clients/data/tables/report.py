@@ -107,7 +107,8 @@ def _fix(column: Column | None, kind: str) -> str:
             low, high = column.bounds
             unit = f" {column.unit}" if column.unit else ""
             coded = "goes into data.missing_words" if column.missing != REFUSE else "needs a rule 'missing' in the task"
-            return f"; expected {low:g} to {high:g}{unit}; a code of a missing value, such as -99, {coded}"
+            wider = "where it is right, the task needs wider bounds, the same everywhere"
+            return f"; expected {low:g} to {high:g}{unit}; a code of a missing value, such as -99, {coded}; {wider}"
         case words.OUTSIDE if column is not None:
             low, high = column.bounds
             return f"; expected {low:g} to {high:g}{f' {column.unit}' if column.unit else ''}"

@@ -22,7 +22,7 @@ def evidence(name: str, home: Path | None, as_json: bool) -> None:
 
     \b
     Examples:
-      sovfed evidence --framework sp800-226 --home ~/.sovfed/institution
+      sovfed evidence --framework sp800-226 --home ~/.sovfed/client
       sovfed evidence --framework dspt --json
     """
     from dataclasses import asdict

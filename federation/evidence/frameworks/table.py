@@ -15,7 +15,7 @@ import yaml
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.evidence.entries import KINDS
 from sovfed.federation.evidence.store import LogReader, has_log
-from sovfed.federation.schema import bind, bounded, nearest
+from sovfed.federation.schema import bind, bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ class Shown:
 def load_framework(name: str) -> Framework:
     """The framework `name`. Raises ConfigError if there is none."""
     if name not in NAMES:
-        raise ConfigError(f"no framework '{name[:40]}'{nearest(name, NAMES)}; there are {', '.join(NAMES)}")
+        raise ConfigError(f"no framework '{name[:40]}'; there are {', '.join(NAMES)}")
     data = (files("sovfed.federation.evidence.frameworks") / f"{name}.yaml").read_text(encoding="utf-8")
     framework = bind(Framework, yaml.safe_load(data), name)
     strange = {kind for row in framework.rows for kind in row.log} - set(KINDS)

@@ -20,6 +20,7 @@ from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import IdentityError, OrderError, PolicyError, SovfedError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.host.status import Status, supervising, write_status
+from sovfed.federation.orders.approving import approve
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def client(house: House, *words: str, text: str = "", code: int = 0) -> Result:
 
 def test_an_officer_makes_a_key_reads_an_order_and_signs_it(house: House) -> None:
     key = str(house.folder / "card" / "ito.pem")
+    assert "no officer yet, and every run waits" in client(house, "orders", "list").output
     assert shown(house) == "awaiting"
     client(house, "orders", "officer", "ito", "--key", key, text="secret words\nsecret words\n")
     assert "ENCRYPTED" in Path(key).read_text()
@@ -182,6 +184,32 @@ def test_an_officer_whose_name_is_refused_can_try_again(house: House) -> None:
     done = client(house, "orders", "officer", "Dr Ito", "--key", key, "--no-passphrase", code=2)
     assert isinstance(done.exception, SovfedError) and not Path(key).exists()
     client(house, "orders", "officer", "dr-ito", "--key", key, "--no-passphrase")
+
+
+def test_a_second_key_of_an_officer_and_one_within_the_home_are_told(house: House) -> None:
+    """The first key was replaced without a word, and one in the home is in reach of the node's processes."""
+    home = house.folder / "h1"
+    one, two = str(house.folder / "ito.pem"), str(home / "ito.pem")
+    first = client(house, "orders", "officer", "ito", "--key", one, "--no-passphrase").output
+    before = load_policy(home).orders.keys["ito"]
+    second = client(house, "orders", "officer", "ito", "--key", two, "--no-passphrase").output
+    assert "in the place of" not in first and "warning" not in first
+    assert f"in the place of {before}" in second and "warning: the key is in the home" in second
+
+
+def test_a_key_that_is_not_there_is_told_with_the_option_that_names_one(house: House) -> None:
+    shown(house)
+    client(house, "orders", "officer", "ito", "--key", str(house.folder / "ito.pem"), "--no-passphrase")
+    for words in (("sign", "study", "--yes"), ("refuse", "study"), ("withdraw", "study")):
+        done = client(house, "orders", *words, "--key", str(house.folder / "none.pem"), code=3)
+        assert isinstance(done.exception, IdentityError) and "--key FILE" in str(done.exception)
+
+
+def test_an_officer_sees_who_of_the_agency_has_approved(house: House) -> None:
+    request = whole(CONFIG)
+    proposal = approve(house.proposal(request, CONFIG), house.person("ann"))
+    house.gate("h1", load_policy(house.folder / "h1").orders).consider(house.show(request, proposal))
+    assert "approved by ann of agency" in client(house, "orders", "show", "study").output
 
 
 def test_a_word_that_stands_is_not_said_twice_and_one_by_a_key_that_is_gone_is_said_anew(house: House) -> None:

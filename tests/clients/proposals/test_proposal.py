@@ -150,6 +150,14 @@ def test_sentences_are_no_categories() -> None:
     assert look("remark", ["patient wishes to be moved", "check in three months time"] * 9, ".").reason == "free text"
 
 
+def test_a_task_called_by_its_file_is_not_named_twice(tmp_path: Path) -> None:
+    """`task new relapse.yaml` wrote relapse.yaml.yaml, whose task was called relapse.yaml."""
+    arguments = ["new", "relapse.yaml", "--from-csv", str(_clinic(tmp_path / "clinic.csv")), "--target", "Raucher"]
+    with CliRunner().isolated_filesystem(tmp_path):
+        done = CliRunner().invoke(group, arguments, catch_exceptions=False)
+        assert "wrote relapse.yaml:" in done.output and "name: relapse\n" in Path("relapse.yaml").read_text()
+
+
 def test_the_command_writes_a_file_once_and_checks_it(tmp_path: Path) -> None:
     path, output = _clinic(tmp_path / "clinic.csv"), tmp_path / "relapse.yaml"
     arguments = ["new", "relapse", "--from-csv", str(path), "--target", "Raucher", "--output", str(output)]

@@ -123,6 +123,16 @@ def test_a_bound_agency_shows_no_order_before_its_people_have_approved_it(
     assert not (agency.at / "runs" / "study" / "run.json").exists()
 
 
+def test_who_approves_is_told_who_is_missing_and_the_last_one_what_is_next(agency: Agency) -> None:
+    agency.put()
+    order = str(agency.at / "runs" / "study" / FILE)
+    for name, said in (("ann", "still: approved by ann@agency"), ("bob", "next: `sovfed run start --proposed study")):
+        agency.person(name)
+        signer = str(agency.folder / "people" / name)
+        done = CliRunner().invoke(cli, ["approve", order, "--yes", "--signer", signer])
+        assert done.exit_code == 0 and said in done.output, done.output
+
+
 def test_two_of_its_people_are_enough_whatever_stands_beside_them(agency: Agency) -> None:
     agency.put(agency.approval("ann"), damaged(agency.approval("cid")), agency.approval("bob"))
     assert agency.shown() == agency.asked.order

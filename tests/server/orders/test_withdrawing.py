@@ -25,7 +25,7 @@ from sovfed.federation.tasks.registry import get_task
 from sovfed.server.cli.run import cli
 from sovfed.server.orders.making import ANSWERS, Ordering, read_answers
 from sovfed.server.orders.making import FILE as ORDER
-from sovfed.server.orders.unlearning import left_since, unlearn, unlearning_config
+from sovfed.server.orders.unlearning import left_before, left_since, unlearn, unlearning_config
 from sovfed.server.orders.withdrawing import withdraw
 from sovfed.server.orders.withdrawn import FILE, PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
@@ -190,6 +190,30 @@ def test_who_is_in_the_model_that_a_run_made_anew_begins_with_may_still_leave(fe
     withdraw(home, "anew", HOSPITALS[1], statement(federation, HOSPITALS[1], digest=digest))
     with pytest.raises(ConfigError, match="without hospital-2 there are"):  # it is in the profile alone
         unlearn(home, "anew", "again")
+
+
+def test_a_model_trained_further_from_one_that_somebody_withdrew_from_is_not_released(federation: Released) -> None:
+    """Nor one trained further from that; a model that begins with none of theirs is."""
+    home, folder = federation.agency.home, federation.folder
+    first = json.loads((folder / "summary.json").read_bytes())[DIGEST]
+    second, foreign = "2" * 64, "4" * 64
+    for name, begun, made in (("second", first, second), ("third", second, second), ("other", foreign, foreign)):
+        shutil.copytree(folder, run_folder(home, name))
+        summary = json.loads((folder / "summary.json").read_bytes())
+        changed = json.dumps({**summary, "started_from_sha256": begun, DIGEST: made})
+        (run_folder(home, name) / "summary.json").write_text(changed)
+    assert left_before(home, "third") == set()
+
+    withdraw(home, RUN, LAST, statement(federation))
+
+    assert (left_before(home, "second"), left_before(home, "third")) == ({LAST}, {LAST})
+    assert left_before(home, "other") == left_before(home, RUN) == set()
+    for file in ("summary.json", "rounds.jsonl", "model.safetensors"):  # as it was, but for what it began with
+        shutil.copyfile(folder / file, run_folder(home, "second") / file)
+    summary = json.loads((folder / "summary.json").read_bytes())
+    (run_folder(home, "second") / "summary.json").write_text(json.dumps({**summary, "started_from_sha256": first}))
+    with pytest.raises(PolicyError, match="hospital-4 withdrew from a run from whose model 'second' was"):
+        release(home, "second", wait_s=0.0)
 
 
 def test_without_a_model_from_before_it_is_made_from_the_beginning(federation: Released) -> None:
