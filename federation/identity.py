@@ -285,10 +285,14 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
 
 def issuer_of(cert_der: bytes, roots: Sequence[x509.Certificate]) -> x509.Certificate:
     """The one of `roots` that signed `cert_der`; the first if none did, which then refuses it."""
-    for root in roots if len(roots) > 1 else ():
-        with contextlib.suppress(IdentityError, *UNREADABLE):
-            certificate_of(cert_der).verify_directly_issued_by(root)
-            return root
+    if len(roots) == 1:
+        return roots[0]
+    with contextlib.suppress(IdentityError):
+        certificate = certificate_of(cert_der)
+        for root in roots:
+            with contextlib.suppress(*UNREADABLE):
+                certificate.verify_directly_issued_by(root)
+                return root
     return roots[0]
 
 

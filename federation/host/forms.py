@@ -85,7 +85,9 @@ class Forms(Generic[Shown]):
 
 @dataclass
 class Throttle:
-    """Counts wrong logins by address: one that had too many waits. A name is not locked: anybody could lock it.
+    """Counts wrong tries by whoever makes them, an address or an officer's key: one that had too many waits.
+
+    An account is not counted by its name where logins come from everywhere: anybody could lock it.
 
     A try counts as wrong from its beginning on, or many at once would all be let in.
     """

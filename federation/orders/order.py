@@ -40,13 +40,7 @@ TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answere
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 KINDS: Final = ("train", "private", "evaluate")
-LATER: Final = (
-    "keys",
-    "start",
-    "start_from",
-    "start_round",
-    "form",
-)  # fields that came later: spelled where they are set
+LATER: Final = ("keys", "start", "start_from", "start_round", "form")  # came later: spelled where they are set
 
 
 @dataclass(frozen=True)
