@@ -69,6 +69,13 @@ def test_a_variable_that_is_not_named_does_not_reach_a_child(name: str, monkeypa
     assert quiet_environment(Path("/h")).get(name) != "theirs"
 
 
+def test_threads_of_children_wait_asleep_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert quiet_environment()["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in quiet_environment()
+
+
 def test_the_agencys_children_may_have_the_credentials_of_its_tracking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t")
     assert quiet_environment(also=TRACKING)["MLFLOW_TRACKING_TOKEN"] == "t"
