@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DATES: Final = ("promulgated", "issued")  # keys of a line, the first that there is
 ERAS: Final[Mapping[str, int]] = {"before_1980": 0, "1980_to_2004": 1980, "from_2005": 2005}
 PARTS: Final = 2 * (len(ERAS) + 1)  # of each era, and of what has no date: new and copied
+DRAWINGS: Final = 2_000
+Floats = npt.NDArray[np.float64]
 Groups = Mapping[str, "Indices"]  # by site, of each place of its store: twice the era, and one more if copied
 
 
@@ -53,6 +55,29 @@ def apart_figures(name: str, result: Result, sites: Mapping[str, Windows], group
 def years(file: Path) -> list[int | None]:
     """The year in which the law of each line was made; None where it does not say."""
     return [_year(line) for _, line in Jsonl(file, ()).objects()]
+
+
+def by_document(result: Result, windows: Windows) -> Floats:
+    """Nats of the model of `result` on each tested document of `windows`, and its bytes [documents, 2]."""
+    tested = np.unique(windows.documents[windows.test])
+    groups = np.full(len(windows.store.tokens), -1)
+    for number, document in enumerate(tested.tolist()):
+        groups[windows.store.starts[document] : windows.store.starts[document + 1]] = number
+    training = LocalTraining(result.task, windows, site="", device="cpu")
+    return nats_by_group(training, windows, result.vector, result.scale, groups, len(tested))
+
+
+def resampled(first: Floats, second: Floats, times: int = DRAWINGS, seed: int = 0) -> Floats:
+    """Bits per byte of the first model over those of the second [1 + times], each on the same documents.
+
+    The first is that of the documents as they are, those behind it are of as many drawn of them, with replacement: a
+    paired bootstrap (Efron and Tibshirani 1993, chapter 8).
+    """
+    count = len(first)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), times)
+    weights = np.concatenate([np.ones((1, count)), drawn])
+    nats: Floats = (weights @ first[:, 0]) / (weights @ second[:, 0])
+    return nats
 
 
 def _year(line: Mapping[str, object]) -> int | None:

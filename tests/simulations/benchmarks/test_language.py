@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from sovfed.federation.errors import ConfigError
+from sovfed.simulations.api import simulate
 from sovfed.simulations.benchmarks import language
 from sovfed.simulations.benchmarks.language import ALONE, OUTSIDE, QUICK_RINGS, STEPS, WINDOWS, run
+from sovfed.simulations.benchmarks.language_apart import by_document, resampled
 from sovfed.simulations.benchmarks.report import Files
 
 pytest.importorskip("tokenizers")
@@ -65,7 +69,27 @@ def test_by_parts_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch:
     sites = [f"{site.replace('_', '-')} alone" for site in sorted(SITES)]
     assert [row["model"] for row in told["rows"]] == ["federated", *steps, *sites]
     assert "pooled_bpb" not in told["ratios"] and told["ratios"]["diloco_h2_over_federated"] > 0
-    assert 0 <= told["figures"]["better_than_alone"] <= len(SITES)
+    figures = told["figures"]
+    assert 0 <= figures["surely_better_than_alone"] <= figures["better_than_alone"] <= len(SITES)
+    low, told_once, high = (figures[f"mof-finance_over_alone{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low <= told_once <= high
+
+
+def test_nats_by_document_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    task, sites = language.prepared(laws(tmp_path, *SITES), tmp_path, 50, 262)
+    windows = sites["moj-justice"]
+    result = simulate(task, {"moj-justice": windows}, rounds=1, settings={**language.CENTRAL, "secagg": "none"})
+    nats, size = by_document(result, windows).sum(0)
+    assert len(by_document(result, windows)) == 2
+    assert nats / size / math.log(2) == pytest.approx(result.metrics["bits_per_byte"], rel=1e-5)
+
+
+def test_documents_are_drawn_in_pairs() -> None:
+    nats = np.random.default_rng(1).gamma(2.0, 10.0, (40, 1))
+    theirs = np.hstack([nats, np.ones_like(nats)])
+    assert resampled(0.9 * theirs, theirs) == pytest.approx(0.9)  # however large each document is
+    apart = resampled(theirs * np.where(np.arange(40) < 20, 0.5, 1.6)[:, None], theirs)
+    assert apart[1:].min() < 1 < apart[1:].max() and apart.std() > 0.05
 
 
 def test_text_that_is_not_public_makes_no_tokenizer(tmp_path: Path) -> None:
