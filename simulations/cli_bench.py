@@ -72,17 +72,24 @@ def bench() -> None:
     multiple=True,
     help="Only this: against a bare stream, against stock Flower, or what each process grows by; repeatable.",
 )
+@click.option(
+    "--megabytes",
+    type=click.IntRange(1, 4_000),
+    multiple=True,
+    help="Size of the vector for which processes are weighed, 100 by default; repeatable, for the slope.",
+)
 @reported
-def rounds(quick: bool, parts: tuple[str, ...], files: Files, console: Console) -> None:
+def rounds(quick: bool, parts: tuple[str, ...], megabytes: tuple[int, ...], files: Files, console: Console) -> None:
     """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower.
 
     \b
     Example:
       sovfed bench rounds --quick
+      sovfed bench rounds --part memory --megabytes 100 --megabytes 400
     """
     from sovfed.simulations.benchmarks.rounds import PARTS, run
 
-    run(quick=quick, files=files, console=console, parts=parts or tuple(PARTS))
+    run(quick=quick, files=files, console=console, parts=parts or tuple(PARTS), megabytes=megabytes)
 
 
 @bench.command()

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from sovfed.clients.node.supernode import NODE_ID
 from sovfed.federation.compose import compose
+from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
@@ -50,13 +51,20 @@ class Run:
 class Ours:
     """Use as a context: `with Ours(folder, 4) as ours: ours.run_rounds("stream", 200, 2_500, timeout_s=60)`."""
 
-    def __init__(self, folder: Path, institutions: int) -> None:
+    def __init__(self, folder: Path, institutions: int, *, megabytes: int = 0) -> None:
+        """For vectors of `megabytes` at most, where that is more than a federation takes by default."""
         folder.mkdir(mode=0o700, parents=True)
         counts = ("server.min_cohort", "server.start_cohort", "simulation.institutions")
-        self.config = compose(["task=echo", "secagg=none", *(f"{key}={institutions}" for key in counts)]).config
+        limits = ("server.max_message_bytes", "client.max_message_bytes")
+        settings = {
+            "task": "echo", "secagg": "none", **dict.fromkeys(counts, institutions),
+            **dict.fromkeys(limits, max(ServerConfig.max_message_bytes, 2 * megabytes * 1_000_000)),
+        }  # fmt: skip
+        self.config = compose([f"{key}={value}" for key, value in settings.items()]).config
         data = sites(self.config)
         places = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]
-        policy = dataclasses.replace(POLICY, allow_plain_updates=True)
+        longest = max(POLICY.max_parameters, megabytes * 1_000_000 // 4)
+        policy = dataclasses.replace(POLICY, allow_plain_updates=True, max_parameters=longest)
         self.federation = LocalFederation(folder, places, self.config, policy)
         self._runs = 0
 

@@ -109,7 +109,7 @@ def publish(report: Report, console: Console, files: Files) -> dict[str, Any]:
     table = _table(report)
     needed = console.measure(table, options=console.options.update(width=WIDEST)).maximum
     before, console.width = console.width, max(needed, console.width)  # a narrow terminal must not hide figures
-    console.print(table)
+    console.print(table if report.rows else report.title)
     console.width = before
     for name, value in {**report.ratios, **report.figures}.items():
         console.print(f"  {name:<36} [bold]{_plain(value)}[/]")

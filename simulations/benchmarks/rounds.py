@@ -19,8 +19,9 @@ Two more systems stand beside `lane` in the same blocks, and are compared with e
     bare      a gRPC stream with mutual TLS to as many processes, and nothing else (`bare.py`)
 
 Last, a fresh federation runs masked rounds of 100 MB, and tells how far each process grew over one that had only seen
-10 KB: `memory_…` in multiples of the vector. `memory_files` are an institution's files of memory, which belong to no
-process that has not mapped them; those that the trainer maps count twice.
+10 KB: `memory_…` in multiples of the vector. Of several sizes each has a federation of its own, and `slope_…` is what
+each more byte of the vector costs, from the smallest to the largest. `memory_files` are an institution's files of
+memory, which belong to no process that has not mapped them; those that the trainer maps count twice.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ NODES: Final = 4
 PARAMETERS: Final = {"10kb": 2_500, "40mb": 10_000_000}  # float32
 BLOCK_TIMEOUT_S: Final = 900.0
 LANES: Final = {"lane": "stream", "masked": "stream", "fallback": "flower"}
-LARGE: Final = 25_000_000  # float32, 100 MB
+LARGE: Final = 100  # MB of float32
 WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode", "files")
 LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
 QUICK_S: Final = 130.0  # blocks of slow systems that start later are cut to one round: the whole is 3 to 6 minutes
@@ -61,6 +62,7 @@ BARE, STOCK, MEMORY = "bare", "stock", "memory"
 PARTS: Final = {BARE: ("bare", "lane", "masked"), STOCK: ("stock", "lane", "fallback"), MEMORY: ()}
 NO_RUN: Final = Run([], 0.0, [])
 MB: Final = 1e6
+Growth = dict[str, float]  # MB of each process
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ FULL: Final = 3 * (
 )  # fmt: skip
 
 
-def run(quick: bool, files: Files, console: Console, parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
+def run(
+    quick: bool, files: Files, console: Console, parts: Sequence[str] = tuple(PARTS), megabytes: Sequence[int] = ()
+) -> dict[str, Any]:
     """Measure, print, write the files that are asked for; what the JSON file holds, of these `parts` alone.
+
+    `megabytes` are the vectors for which processes are weighed, by default one of `LARGE`.
 
     Everything that was started is ended whatever happens. A failure leaves the folder with the logs and names it.
     """
@@ -98,26 +104,23 @@ def run(quick: bool, files: Files, console: Console, parts: Sequence[str] = tupl
     measured_in = conditions(quick=quick)
     systems = {system for part in parts for system in PARTS[part]}
     blocks = [block for block in (QUICK if quick else FULL) if block.system in systems]
-    lines, long_run, database, growth = dict[tuple[str, str], list[dict[str, Any]]](), NO_RUN, 0, dict[str, int]()
+    lines, long_run, database = dict[tuple[str, str], list[dict[str, Any]]](), NO_RUN, 0
     if blocks:
         with workplace() as folder, _federations(folder, console, STOCK in parts) as (stock, sovfed):
             deadline = started + QUICK_S if quick else math.inf
             lines, long_run = _measure(blocks, stock, sovfed, deadline, console)
             database = _size(stock.database) if stock else 0
-    if MEMORY in parts:
-        with workplace() as folder, Ours(folder / "large", NODES) as sovfed:
-            growth = _growth(sovfed)
-    memory = {f"memory_{name}": size / (4 * LARGE) for name, size in growth.items()}
+    growths = _memory(megabytes or [LARGE], console) if MEMORY in parts else {}
     rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
         title=f"Round overhead, {NODES} institutions",
         columns=COLUMNS,
         rows=rows,
-        ratios=_ratios(rows) | _over_bare(rows) | memory,
+        ratios=_ratios(rows) | _over_bare(rows) | memory_ratios(growths),
         figures={
             **(_figures(long_run) if long_run.lines else {}),
             **({"stock_database_mb": database / MB} if database else {}),
-            **{f"growth_mb_{name}": size / MB for name, size in growth.items()},
+            **{f"growth_mb_{name}_of_{size}": mb for size, growth in growths.items() for name, mb in growth.items()},
             "seconds_total": time.monotonic() - started,
         },
         conditions=measured_in,
@@ -171,11 +174,33 @@ def _bare(ours: Ours, rounds: int, parameters: int) -> list[dict[str, Any]]:
     return [{"seconds": each, "seconds_compute": 0.0, "bytes": 8 * parameters * NODES} for each in seconds]
 
 
-def _growth(ours: Ours) -> dict[str, int]:
-    """How many bytes the largest resident set of each process grew by with masked rounds of `LARGE`."""
+def _memory(megabytes: Sequence[int], console: Console) -> dict[int, Growth]:
+    """How far each process grows with a vector of so many MB, each in a federation of its own."""
+    growths = dict[int, Growth]()
+    for size in megabytes:
+        with workplace() as folder, Ours(folder / "large", NODES, megabytes=size) as sovfed:
+            growths[size] = _growth(sovfed, size)
+        told = ", ".join(f"{name} {grown:,.0f}" for name, grown in growths[size].items())
+        console.print(f"[green]✓[/] {size} MB, growth in MB: {told}")
+    return growths
+
+
+def memory_ratios(growths: Mapping[int, Growth]) -> dict[str, float]:
+    """Growth over the largest vector, and what each more byte of it costs, from the smallest to the largest."""
+    if not growths:
+        return {}
+    least, most = min(growths), max(growths)
+    ratios = {f"memory_{name}": grown / most for name, grown in growths[most].items()}
+    if most > least:
+        ratios |= {f"slope_{name}": (growths[most][name] - growths[least][name]) / (most - least) for name in WEIGHED}
+    return ratios
+
+
+def _growth(ours: Ours, megabytes: int) -> Growth:
+    """How many MB the largest resident set of each process grew by with masked rounds of such a vector."""
     before = ours.run_rounds("stream", 20, PARAMETERS["10kb"], BLOCK_TIMEOUT_S, masked=True).peaks
-    after = ours.run_rounds("stream", 3, LARGE, BLOCK_TIMEOUT_S, masked=True).peaks
-    return {name: after[name] - before[name] for name in WEIGHED}
+    after = ours.run_rounds("stream", 3, int(megabytes * MB) // 4, BLOCK_TIMEOUT_S, masked=True).peaks
+    return {name: (after[name] - before[name]) / MB for name in WEIGHED}
 
 
 def _training(line: dict[str, Any]) -> dict[str, Any]:

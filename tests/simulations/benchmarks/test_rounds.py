@@ -219,6 +219,14 @@ def test_report_writes_table_json_csv_and_picture(tmp_path: Path) -> None:
     assert all(word in text for word in ("A title", "stock", "lane", "ratio", "figure", "cpus 2"))
 
 
+def test_memory_is_told_of_the_largest_vector_and_by_what_each_more_byte_costs() -> None:
+    growths = {400: dict.fromkeys(rounds.WEIGHED, 900.0), 100: dict.fromkeys(rounds.WEIGHED, 300.0)}
+    ratios = rounds.memory_ratios(growths)
+    assert ratios["memory_trainer"] == pytest.approx(2.25) and ratios["slope_trainer"] == pytest.approx(2.0)
+    assert set(rounds.memory_ratios({100: growths[100]})) == {f"memory_{name}" for name in rounds.WEIGHED}
+    assert rounds.memory_ratios({}) == {}
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="missing"):
         rounds.run(True, report.Files(tmp_path / "missing" / "rounds.json"), Console(quiet=True))
