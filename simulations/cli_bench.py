@@ -68,10 +68,12 @@ def bench() -> None:
 @click.option(
     "--part",
     "parts",
-    type=click.Choice(("bare", "stock", "memory")),
+    type=click.Choice(("bare", "stock", "memory", "nvflare")),
     multiple=True,
-    help="Only this: against a bare stream, against stock Flower, or what each process grows by; repeatable.",
+    help="Only this: against a bare stream, stock Flower or NVFlare, or what each process grows by; repeatable. "
+    "Without it the first three.",
 )
+@click.option("--nvflare", type=click.Path(path_type=Path), help="Python of a virtual environment with NVFlare.")
 @click.option(
     "--megabytes",
     type=click.IntRange(1, 4_000),
@@ -79,17 +81,21 @@ def bench() -> None:
     help="Size of the vector for which processes are weighed, 100 by default; repeatable, for the slope.",
 )
 @reported
-def rounds(quick: bool, parts: tuple[str, ...], megabytes: tuple[int, ...], files: Files, console: Console) -> None:
+def rounds(
+    quick: bool, parts: tuple[str, ...], nvflare: Path | None, megabytes: tuple[int, ...], files: Files,
+    console: Console,
+) -> None:  # fmt: skip
     """Round overhead (round wall − slowest institution's compute), 4 nodes, 10 KB and 40 MB, against stock Flower.
 
     \b
     Example:
       sovfed bench rounds --quick
       sovfed bench rounds --part memory --megabytes 100 --megabytes 400
+      sovfed bench rounds --quick --part nvflare --nvflare other-venv/bin/python
     """
-    from sovfed.simulations.benchmarks.rounds import PARTS, run
+    from sovfed.simulations.benchmarks.rounds import DEFAULT, run
 
-    run(quick=quick, files=files, console=console, parts=parts or tuple(PARTS), megabytes=megabytes)
+    run(quick=quick, files=files, console=console, parts=parts or DEFAULT, megabytes=megabytes, nvflare=nvflare)
 
 
 @bench.command()

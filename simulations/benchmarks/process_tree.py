@@ -21,6 +21,11 @@ def tree(roots: Iterable[int]) -> dict[int, int]:
     return {pid: parents[pid][1] for pid in members}
 
 
+def mentioning(word: str) -> list[int]:
+    """The processes that have `word` on their command line."""
+    return [pid for pid in _pids() if word.encode() in _command_line(pid)]
+
+
 def send(members: dict[int, int], number: signal.Signals) -> None:
     """Send a signal to those of `members` that still live."""
     for pid, started in members.items():
@@ -119,6 +124,13 @@ def _proportional(pid: int) -> int:
 
 def _pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def _stat(pid: int) -> tuple[int, int] | None:

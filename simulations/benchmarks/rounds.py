@@ -18,6 +18,9 @@ Two more systems stand beside `lane` in the same blocks, and are compared with e
     masked    sovfed on the stream with secure aggregation
     bare      a gRPC stream with mutual TLS to as many processes, and nothing else (`bare.py`)
 
+and, where a Python that has it is given, `nvflare`, NVIDIA FLARE's POC with mutual TLS (`nvflare_poc.py`): the time
+from one model's coming to the next one's at the slowest institution, without evaluation.
+
 Last, a fresh federation runs masked rounds of 100 MB, and tells how far each process grew over one that had only seen
 10 KB: `memory_…` in multiples of the vector. Of several sizes each has a federation of its own, and `slope_…` is what
 each more byte of the vector costs, from the smallest to the largest. `memory_files` are an institution's files of
@@ -38,9 +41,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sovfed.simulations.benchmarks import bare
+from sovfed.simulations.benchmarks.nvflare_poc import NVFlare
 from sovfed.simulations.benchmarks.ours import Ours, Run
 from sovfed.simulations.benchmarks.process_tree import paused
 from sovfed.simulations.benchmarks.report import Bars, Column, Files, Report, conditions, publish
@@ -58,8 +62,12 @@ WEIGHED: Final = ("coordinator", "gateway", "trainer", "registry", "supernode", 
 LONG_RUN, EARLY = 200, 20  # rounds: how long the server is watched, and when it is weighed first
 QUICK_S: Final = 130.0  # blocks of slow systems that start later are cut to one round: the whole is 3 to 6 minutes
 SLOW: Final = ("stock", "fallback")
-BARE, STOCK, MEMORY = "bare", "stock", "memory"
-PARTS: Final = {BARE: ("bare", "lane", "masked"), STOCK: ("stock", "lane", "fallback"), MEMORY: ()}
+BARE, STOCK, MEMORY, NVFLARE = "bare", "stock", "memory", "nvflare"
+PARTS: Final = {
+    BARE: ("bare", "lane", "masked"), STOCK: ("stock", "lane", "fallback"), MEMORY: (),
+    NVFLARE: ("nvflare", "lane", "masked"),
+}  # fmt: skip
+DEFAULT: Final = (BARE, STOCK, MEMORY)
 NO_RUN: Final = Run([], 0.0, [])
 MB: Final = 1e6
 Growth = dict[str, float]  # MB of each process
@@ -81,21 +89,37 @@ QUICK: Final = (
     Block("masked", "10kb", 90, 10), Block("bare", "40mb", 6, 2), Block("lane", "40mb", 8, 4),
     Block("bare", "40mb", 6, 2), Block("masked", "40mb", 6, 3), Block("stock", "10kb", 2, 1),
     Block("fallback", "10kb", 3, 1), Block("stock", "40mb", 2), Block("fallback", "40mb", 2),
+    Block("nvflare", "10kb", 4, 1), Block("nvflare", "40mb", 6, 2),
 )  # fmt: skip
 FULL: Final = 3 * (
     Block("stock", "10kb", 5, 1), Block("bare", "10kb", 300, 20), Block("lane", "10kb", LONG_RUN - 10, 10),
     Block("masked", "10kb", 190, 10), Block("fallback", "10kb", 10, 1),
     Block("stock", "40mb", 3, 1), Block("bare", "40mb", 10, 2), Block("lane", "40mb", 10, 4),
     Block("masked", "40mb", 10, 4), Block("fallback", "40mb", 4, 1),
+    Block("nvflare", "10kb", 5, 1), Block("nvflare", "40mb", 10, 2),
 )  # fmt: skip
 
 
+class Peer(Protocol):
+    """Another federation, which is up."""
+
+    def start(self) -> object: ...
+    def stop(self) -> None: ...
+    def roots(self) -> list[int]:
+        """Its processes, or those that started them."""
+
+    def run_rounds(self, rounds: int, parameters: int, timeout_s: float) -> list[dict[str, Any]]:
+        """Of each round `seconds`, `seconds_compute` and `bytes`."""
+
+
 def run(
-    quick: bool, files: Files, console: Console, parts: Sequence[str] = tuple(PARTS), megabytes: Sequence[int] = ()
-) -> dict[str, Any]:
+    quick: bool, files: Files, console: Console, parts: Sequence[str] = DEFAULT, megabytes: Sequence[int] = (),
+    nvflare: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure, print, write the files that are asked for; what the JSON file holds, of these `parts` alone.
 
-    `megabytes` are the vectors for which processes are weighed, by default one of `LARGE`.
+    `megabytes` are the vectors for which processes are weighed, by default one of `LARGE`; `nvflare` is the Python that
+    has NVFlare.
 
     Everything that was started is ended whatever happens. A failure leaves the folder with the logs and names it.
     """
@@ -106,17 +130,22 @@ def run(
     blocks = [block for block in (QUICK if quick else FULL) if block.system in systems]
     lines, long_run, database = dict[tuple[str, str], list[dict[str, Any]]](), NO_RUN, 0
     if blocks:
-        with workplace() as folder, _federations(folder, console, STOCK in parts) as (stock, sovfed):
-            deadline = started + QUICK_S if quick else math.inf
-            lines, long_run = _measure(blocks, stock, sovfed, deadline, console)
-            database = _size(stock.database) if stock else 0
+        with workplace() as folder:
+            stock = StockFlower(folder / "stock", NODES)
+            peers: dict[str, Peer] = {STOCK: stock} if STOCK in parts else {}
+            if NVFLARE in parts:
+                peers[NVFLARE] = NVFlare(nvflare, folder / "nvflare", NODES)
+            with _federations(folder, console, peers) as sovfed:
+                deadline = started + QUICK_S if quick else math.inf
+                lines, long_run = _measure(blocks, peers, sovfed, deadline, console)
+            database = _size(stock.database) if STOCK in parts else 0
     growths = _memory(megabytes or [LARGE], console) if MEMORY in parts else {}
     rows = [_row(*of, block_lines) for of, block_lines in lines.items()]
     report = Report(
         title=f"Round overhead, {NODES} institutions",
         columns=COLUMNS,
         rows=rows,
-        ratios=_ratios(rows) | _over_bare(rows) | memory_ratios(growths),
+        ratios=_ratios(rows) | _by_wall(rows) | memory_ratios(growths),
         figures={
             **(_figures(long_run) if long_run.lines else {}),
             **({"stock_database_mb": database / MB} if database else {}),
@@ -132,33 +161,34 @@ def run(
 
 
 def _measure(
-    blocks: Sequence[Block], stock: StockFlower | None, ours: Ours, deadline: float, console: Console
+    blocks: Sequence[Block], peers: Mapping[str, Peer], ours: Ours, deadline: float, console: Console
 ) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], Run]:
-    """The counted rounds of every (system, payload), and the last long run. One federation stands still meanwhile.
+    """The counted rounds of every (system, payload), and the last long run. The others stand still meanwhile.
 
     On a slow machine, blocks of the slow systems that start after `deadline` are cut to one round.
     """
     lines_by_block: dict[tuple[str, str], list[dict[str, Any]]] = {}
     long_run = NO_RUN
     for block in blocks:
-        peers = [] if stock is None else stock.roots()
         clock = time.monotonic()
         late = clock > deadline and block.system in SLOW
         warm_up, rounds = (0, 1) if late else (block.warm_up, block.rounds)
         arguments = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
-        with paused(ours.roots() if block.system in ("stock", "bare") else peers):
-            if block.system == "stock" and stock is not None:
-                lines = stock.run_rounds(*arguments)
+        idle = [*(peers[name].roots() for name in peers if name != block.system)]
+        if block.system in (*peers, "bare"):
+            idle.append(ours.roots())
+        with paused(pid for roots in idle for pid in roots):
+            if block.system in peers:
+                lines = peers[block.system].run_rounds(*arguments)
             elif block.system == "bare":
-                with paused(peers):
-                    lines = _bare(ours, warm_up + rounds, PARAMETERS[block.payload])
+                lines = _bare(ours, warm_up + rounds, PARAMETERS[block.payload])
             else:
                 run = ours.run_rounds(LANES[block.system], *arguments, masked=block.system == "masked")
                 lines = run.lines
                 long_run = run if len(lines) >= LONG_RUN else long_run
         counted = lines[warm_up:]
         lines_by_block.setdefault((block.system, block.payload), []).extend(counted)
-        if block.system == "stock":
+        if block.system == STOCK:
             lines_by_block.setdefault(("stock_training", block.payload), []).extend(map(_training, counted))
         median = statistics.median(map(_overhead, counted))
         console.print(
@@ -253,14 +283,20 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _over_bare(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Ours ÷ the bare stream's, by the whole wall-clock of a round."""
+def _by_wall(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """By the whole wall-clock of a round: ours ÷ the bare stream's, and NVFlare's ÷ ours."""
     wall = {(row["system"], row["payload"]): row["wall_median_s"] for row in rows}
-    return {
-        f"ours_over_bare_{payload}{suffix}": wall[system, payload] / wall["bare", payload]
+    pairs = {
+        f"{payload}{suffix}": ((system, payload), ("bare", payload), (NVFLARE, payload))
         for payload in PARAMETERS
         for system, suffix in (("lane", ""), ("masked", "_secagg"))
-        if (system, payload) in wall and ("bare", payload) in wall
+        if (system, payload) in wall
+    }
+    over_bare = {
+        f"ours_over_bare_{name}": wall[ours] / wall[bare] for name, (ours, bare, _) in pairs.items() if bare in wall
+    }
+    return over_bare | {
+        f"nvflare_over_ours_{name}": wall[peer] / wall[ours] for name, (ours, _, peer) in pairs.items() if peer in wall
     }
 
 
@@ -280,23 +316,19 @@ def _size(database: Path) -> int:
 
 
 @contextlib.contextmanager
-def _federations(folder: Path, console: Console, both: bool) -> Iterator[tuple[StockFlower | None, Ours]]:
-    """Both federations, up, or ours alone; both are stopped at the end, also if only one of them started."""
-    if not both:
-        with Ours(folder / "ours", NODES) as sovfed:
-            yield None, sovfed
-        return
-    stock, sovfed = StockFlower(folder / "stock", NODES), Ours(folder / "ours", NODES)
-    try:
-        with console.status("starting both federations"), ThreadPoolExecutor(2) as pool:
-            starting = (pool.submit(stock.start), pool.submit(sovfed.start))
-            starting[0].result()
-            starting[1].result()
-        yield stock, sovfed
-    finally:
-        with ThreadPoolExecutor(2) as pool:
-            pool.submit(sovfed.stop)
-            stock.stop()
+def _federations(folder: Path, console: Console, peers: Mapping[str, Peer]) -> Iterator[Ours]:
+    """Ours, with all federations up; all are stopped at the end, also if only some of them started."""
+    sovfed = Ours(folder / "ours", NODES)
+    everybody: list[Peer | Ours] = [sovfed, *peers.values()]
+    with ThreadPoolExecutor(len(everybody)) as pool:
+        try:
+            with console.status("starting all federations"):
+                for starting in [pool.submit(one.start) for one in everybody]:
+                    starting.result()
+            yield sovfed
+        finally:
+            for stopping in [pool.submit(one.stop) for one in everybody]:
+                stopping.result()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.simulations.benchmarks import process_tree, report, rounds
 from sovfed.simulations.benchmarks.ours import Run, Weight
 from sovfed.simulations.benchmarks.rounds import FULL, PARAMETERS, QUICK, Block
+from sovfed.simulations.benchmarks.stock_flower import StockFlower
 
 LINES = [
     {"seconds": 5.0, "seconds_compute": 1.0, "bytes": 10},
@@ -97,7 +98,7 @@ def test_ours_is_compared_with_a_bare_stream_by_whole_rounds() -> None:
         for system, by_payload in medians.items()
         for payload, seconds in by_payload.items()
     ]
-    assert rounds._over_bare(rows) == {
+    assert rounds._by_wall(rows) == {
         "ours_over_bare_10kb": 8.0, "ours_over_bare_10kb_secagg": 15.0,
         "ours_over_bare_40mb": 1.5, "ours_over_bare_40mb_secagg": 2.5,
     }  # fmt: skip
@@ -105,8 +106,9 @@ def test_ours_is_compared_with_a_bare_stream_by_whole_rounds() -> None:
 
 @pytest.mark.parametrize("blocks", [QUICK, FULL])
 def test_both_plans_alternate_and_measure_everything(blocks: tuple[Block, ...]) -> None:
-    assert all(before.system != after.system for before, after in pairwise(blocks))
-    systems = ("stock", "bare", "lane", "masked", "fallback")
+    kinds = [(block.system, block.payload) for block in blocks]
+    assert all(before != after for before, after in pairwise(kinds))
+    systems = ("stock", "bare", "lane", "masked", "fallback", "nvflare")
     measured = {(block.system, block.payload) for block in blocks}
     assert measured == {(system, payload) for system in systems for payload in PARAMETERS}
 
@@ -236,10 +238,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(tmp_pat
 @pytest.mark.timeout(300)
 def test_three_systems(tmp_path: Path) -> None:
     blocks = (Block("stock", "10kb", 1), Block("lane", "10kb", 20, 10), Block("fallback", "10kb", 1))
-    with rounds._federations(tmp_path, Console(quiet=True), both=True) as (stock, ours):
+    stock = StockFlower(tmp_path / "stock", rounds.NODES)
+    with rounds._federations(tmp_path, Console(quiet=True), {"stock": stock}) as ours:
         members = process_tree.tree([os.getpid()])
         members.pop(os.getpid())
-        lines, _ = rounds._measure(blocks, stock, ours, math.inf, Console(quiet=True))
+        lines, _ = rounds._measure(blocks, {"stock": stock}, ours, math.inf, Console(quiet=True))
     assert {of: len(block_lines) for of, block_lines in lines.items()} == {
         ("stock", "10kb"): 1, ("stock_training", "10kb"): 1, ("lane", "10kb"): 20, ("fallback", "10kb"): 1,
     }  # fmt: skip
