@@ -69,6 +69,8 @@ def language(
       sovfed task language law --tokenizer tokenizer.json --goldfish 4
     """
     from sovfed.federation.tasks.document import flow
+    from sovfed.federation.tasks.families import require_size
+    from sovfed.federation.tasks.sizes import demands, parameters_of
     from sovfed.federation.tasks.taskfile import read_text, to_text
     from sovfed.federation.tasks.tokenizer import read_tokenizer
 
@@ -84,7 +86,10 @@ def language(
         f"model: {{family: decoder, width: {width}, blocks: {blocks}, heads: {heads}, hidden: {4 * width}, "
         f"goldfish: {goldfish}}}\n"
     )
+    require_size(file.model, file.schema, read.symbols)
+    parameters = parameters_of(lambda: file.model.make(file.schema, read.symbols))
     where.write_text(to_text(file), encoding="utf-8")
+    click.echo(f"{parameters:,} values: {demands(parameters)}")
     click.echo(f"wrote {where}; next: sovfed task check {where}")
 
 

@@ -65,7 +65,7 @@ def require_works(task: Task) -> None:
     task.__dict__["_works"] = True
 
 
-_NEXT: Final = ("schema", "model", "same model for the same seed", "outputs", "loss", "gradient", "metrics")
+_NEXT: Final = ("schema", "model", "size", "same model for the same seed", "outputs", "loss", "gradient", "metrics")
 
 
 def _checks(task: Task) -> Iterator[Check]:
@@ -76,11 +76,12 @@ def _checks(task: Task) -> Iterator[Check]:
         return
     import torch
 
-    from sovfed.federation.tasks.sizes import require_room
+    from sovfed.federation.tasks.sizes import demands, require_room
 
     require_room(task.name, task.build, task.trained)
     frozen = "" if task.trained is None else ", some frozen"
     yield Check("model", True, f"{task.parameters:,} values travel, {task.layout.trained:,} of them trained{frozen}")
+    yield Check("size", True, demands(task.parameters))
     first, again = (task.layout.vector(task.model(7)) for _ in range(2))
     yield Check(*_same(first, again), fatal=False)
     inputs, targets = task.made_up(RECORDS)
@@ -114,7 +115,7 @@ def _schema(task: Task) -> str:
 
 def _same(first: Any, again: Any) -> tuple[str, bool, str]:
     equal = bool(np.array_equal(first, again))
-    return _NEXT[2], equal, "yes" if equal else "no: build() must draw from torch's generator and nothing else"
+    return _NEXT[3], equal, "yes" if equal else "no: build() must draw from torch's generator and nothing else"
 
 
 def _loss(loss: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Any) -> Check:

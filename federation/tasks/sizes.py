@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -27,6 +28,24 @@ def parameters_of(build: Callable[[], nn.Module]) -> int:
     """Values of all parameters of the model that `build` makes."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build().parameters())
+
+
+def demands(parameters: int) -> str:
+    """What a round of a model of so many float32 values asks of lines and memory.
+
+    The multiples of memory are those that `sovfed bench rounds --part memory` measures, rounded up.
+    """
+    size = 4 * parameters
+    return (
+        f"a round sends {_bytes(size)} down and as much up, {_bytes(size / 2)} up with secagg=compact; memory for it, "
+        f"beside batches and optimizers: {_bytes(3 * size)} at an institution, as much at the agency"
+    )
+
+
+def _bytes(count: float) -> str:
+    """`count` bytes in the unit that leaves two digits."""
+    unit, name = next((pair for pair in UNITS if count >= pair[0]), UNITS[-1])
+    return f"{count / unit:.2g} {name}" if count < 100 * unit else f"{count / unit:.0f} {name}"
 
 
 def require_room(name: str, build: Callable[[], nn.Module], trained: Callable[[str], bool] | None) -> None:

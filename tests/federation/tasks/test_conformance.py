@@ -35,7 +35,7 @@ def test_a_declared_task_holds_throughout(target: str) -> None:
     checks = conform(task_from_text(text_of("mlp", target)))
     assert [check for check in checks if not check.held] == []
     assert [check.what for check in checks] == [
-        "schema", "model", "same model for the same seed", "outputs", "loss", "gradient", "metrics",
+        "schema", "model", "size", "same model for the same seed", "outputs", "loss", "gradient", "metrics",
     ]  # fmt: skip
 
 
