@@ -345,10 +345,11 @@ def utility(
 )  # fmt: skip
 @click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour for three seeds.")
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
+@click.option("--overhead", is_flag=True, help="Of a larger decoder at three ministries: what a round costs beyond it.")
 @reported
 def language_(
-    data: Path, quick: bool, rounds: int | None, parts: tuple[str, ...], deployed: bool, seeds: int, files: Files,
-    console: Console,
+    data: Path, quick: bool, rounds: int | None, parts: tuple[str, ...], deployed: bool, seeds: int, overhead: bool,
+    files: Files, console: Console,
 ) -> None:  # fmt: skip
     """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
 
@@ -357,10 +358,13 @@ def language_(
       sovfed bench language --quick --data /data/ja_law
       sovfed bench language --part alone --rounds 400 --data /data/ja_law
       sovfed bench language --deployed --seeds 1 --data /data/ja_law
+      sovfed bench language --overhead --data /data/ja_law
     """
     from sovfed.simulations.benchmarks import language, language_deployed
 
-    if deployed:
+    if overhead:
+        language_deployed.overhead(data=data, files=files, console=console)
+    elif deployed:
         language_deployed.run(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
     else:
         language.run(data=data, quick=quick, rounds=rounds, files=files, console=console, parts=parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +18,27 @@ from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, DataConfig
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.tasks.taskfile import to_text
+from sovfed.federation.tasks.tokenizer import read_tokenizer
 from sovfed.server.cli.run import watch
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import read_rounds
-from sovfed.simulations.benchmarks.language import CENTRAL, COLUMNS, RINGS, SYMBOLS, Bench, prepared, train_pooled
+from sovfed.simulations.benchmarks.language import (
+    CENTRAL,
+    COLUMNS,
+    FITTED,
+    PLAN,
+    RINGS,
+    SYMBOLS,
+    TOKENIZER,
+    Bench,
+    Size,
+    decoder_task,
+    prepared,
+    train_pooled,
+)
 from sovfed.simulations.benchmarks.process_tree import cpu_seconds
 from sovfed.simulations.benchmarks.report import Files, Report, conditions, publish
+from sovfed.simulations.benchmarks.rounds import workplace
 from sovfed.simulations.deployment import POLICY, Institution, LocalFederation
 
 if TYPE_CHECKING:
@@ -35,6 +49,12 @@ if TYPE_CHECKING:
 TASK, RUN = "law.yaml", "law"
 ROUNDS: Final = 1_800
 SETTINGS: Final = {**CENTRAL, **RINGS["16 bits"]}
+LARGER: Final = Size(context=512, width=384, blocks=6, heads=6)  # 13.8 million values
+LEAST, COUNTED = 3, 2  # institutions of a secure sum; rounds
+LOCAL: Final = {
+    **PLAN, "strategy": "fedavg", **FITTED, "task.batch_size": 8, "task.local_steps": 2, "server.min_cohort": LEAST,
+    "server.start_cohort": LEAST,
+}  # fmt: skip
 
 
 def run(
@@ -46,10 +66,10 @@ def run(
     """
     files.check()
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        task, sites = prepared(data, Path(folder), sys.maxsize, symbols)
+    with workplace() as folder:
+        task, sites = prepared(data, folder, sys.maxsize, symbols)
         bench = Bench(task, sites, rounds or ROUNDS, console, [])
-        lines = [_seed(bench, Path(folder), seed) for seed in range(seeds)]
+        lines = [_seed(bench, folder, seed) for seed in range(seeds)]
     worst = {
         name: max(line[name] for line in lines) for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled")
     }
@@ -71,6 +91,27 @@ def _seed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def overhead(
+    *, data: Path, files: Files, console: Console, symbols: int = SYMBOLS, size: Size = LARGER
+) -> dict[str, Any]:
+    """What a round costs beyond the slowest ministry's compute, of a larger decoder at three ministries; the report.
+
+    Several local steps a round, masked sums of 16 bits. The first round and the last, which evaluates, are not counted.
+    """
+    files.check()
+    with workplace() as folder:
+        _, sites = prepared(data, folder, sys.maxsize, symbols)
+        tokenizer = read_tokenizer(folder / TOKENIZER)
+        task = decoder_task("law", tokenizer.symbols, tokenizer.sha256, size)
+        got = deployed(task, folder, list(sites)[:LEAST], LOCAL, COUNTED + 2, seed=0)
+    seconds, computed = (sum(line[name] for line in got.lines[1:-1]) for name in ("seconds", "seconds_compute"))
+    ratios = {"overhead_over_compute": seconds / computed - 1}
+    figures = {"parameters": task.parameters, "compute_s_a_round": computed / COUNTED, "cpu_s": got.cpu_s}
+    title = f"A round of {task.parameters:,} values, {LEAST} institutions"
+    report = Report(title, COLUMNS, [], ratios, figures, conditions())
+    return publish(report, console, files)
+
+
 @dataclasses.dataclass(frozen=True)
 class Deployed:
     """What came of a run: its metric, and processor and wall seconds of all processes from its start to its end."""
@@ -79,7 +120,12 @@ class Deployed:
     rounding: float
     cpu_s: float
     wall_s: float
-    training_s: float  # of the slowest ministry in each round, added up
+    lines: list[dict[str, Any]]  # what the coordinator wrote of each round
+
+    @property
+    def training_s(self) -> float:
+        """Of the slowest ministry in each round, added up."""
+        return float(sum(line["seconds_compute"] for line in self.lines))
 
 
 def deployed(
@@ -109,7 +155,7 @@ def _figures(home: Path, cpu_s: float, wall_s: float) -> Deployed:
     lines = read_rounds(folders.run_folder(home, RUN))
     metrics = (folders.read_summary(home, RUN) or {})["metrics"]
     rounding = sum(line["ring_error"] for line in lines) / len(lines)
-    return Deployed(metrics["bits_per_byte"], rounding, cpu_s, wall_s, sum(line["seconds_compute"] for line in lines))
+    return Deployed(metrics["bits_per_byte"], rounding, cpu_s, wall_s, lines)
 
 
 def _config(task: Path, settings: Mapping[str, Any], rounds: int, seed: int) -> Config:
