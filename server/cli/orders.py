@@ -212,10 +212,10 @@ def _next(home: Path, name: str) -> None:
 
 
 def _warn(home: Path, proposal: Proposal) -> None:
-    """Say on standard error why institutions will refuse, as far as the agency's own records tell."""
-    from sovfed.server.orders.apart import refusals_of
+    """Say on standard error why institutions will refuse, by the agency's own records and the defaults of policies."""
+    from sovfed.server.orders.foreseen import foreseen
 
-    for line in refusals_of(home, proposal.order):
+    for line in foreseen(home, proposal.order):
         click.echo(visible(f"warning: {line}"), err=True)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sovfed.federation.config import Config
+    from sovfed.server.rounds.privacy import PrivacyPlan
     from sovfed.server.runs.control import ControlClient
 
 ENDED: Final = ("finished", "failed", "stopped")
@@ -79,7 +80,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.orders.apart import refusals_of_config
+    from sovfed.server.orders.foreseen import foreseen_of_config
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -93,24 +94,29 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
         require_task(overrides)
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    tell_of_noise(config, vector_size(config, configured_task(config.task)))
+    plan = planned(config, vector_size(config, configured_task(config.task)))
+    tell_of_noise(plan)
     name, control = proposed or new_run_name(config), _control(home)
     if waits := require_enough(config, control.list_nodes()):
         click.echo(visible(waits), err=True)
-    for line in refusals_of_config(home, name, config):
+    for line in foreseen_of_config(home, name, config, plan):
         click.echo(visible(f"warning: {line}"), err=True)
     folder = run_folder(home, name)
     start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 
-def tell_of_noise(config: Config, parameters: int) -> None:
-    """Say what to expect of a private run, before the institutions' budgets are spent on it."""
-    if not config.privacy.private or config.task.tells_table:
-        return
+def planned(config: Config, parameters: int) -> PrivacyPlan | None:
+    """What a private run of `config` will cost; None of one without privacy. Raises PrivacyError."""
     from sovfed.server.rounds.privacy import PrivacyPlan
 
-    plan = PrivacyPlan.make(config, "", parameters)
+    return PrivacyPlan.make(config, "", parameters) if config.privacy.private else None
+
+
+def tell_of_noise(plan: PrivacyPlan | None) -> None:
+    """Say what to expect of a private run, before the institutions' budgets are spent on it."""
+    if plan is None or plan.config.task.tells_table:
+        return
     click.echo(plan.expectation, err=True)
     if plan.drowned:
         click.echo(f"warning: {plan.drowned}", err=True)
