@@ -125,7 +125,7 @@ def show(order: str, as_json: bool, home: Path) -> None:
     if as_json:
         click.echo(shown.order.text.decode())
         return
-    _tell(explained(book, shown, load_policy(home).orders))
+    _tell(explained(book, shown, load_policy(home)))
 
 
 @orders.command()
@@ -148,7 +148,7 @@ def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
 
     book = _book(home)
     shown = _shown(book, order)
-    _tell(explained(book, shown, load_policy(home).orders))
+    _tell(explained(book, shown, load_policy(home)))
     if not yes and not click.confirm("Have you read it, and does this institution take part?"):
         raise PolicyError("not signed")
     _answer(book, shown, SIGNED, officer, key, "")

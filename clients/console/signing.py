@@ -77,7 +77,8 @@ class Signing:
     def desk(self) -> Desk:
         """What waits now, shown to one reader. Raises SovfedError where orders or policy cannot be read."""
         book, now = OrderBook(self._home), self._clock()
-        rules = load_policy(self._home).orders
+        policy = load_policy(self._home)
+        rules = policy.orders
         officers = tuple(_officers(rules))
         shown = {
             proposal.order.digest: Shown(proposal, said)
@@ -85,7 +86,7 @@ class Signing:
             if not stands(said, rules.keys) and now < proposal.order.expires
         }
         waiting = tuple(
-            Waiting(each.order.run, digest, tuple(explained(book, each, rules)), self._commands(digest))
+            Waiting(each.order.run, digest, tuple(explained(book, each, policy)), self._commands(digest))
             for digest, each in shown.items()
         )
         able = waiting and any(officer.key for officer in officers)
