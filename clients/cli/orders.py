@@ -200,6 +200,7 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
     answer = leave(book, proposal.order, _opening(key), officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())
     click.echo(f"withdrawn from run {visible(proposal.order.run)}: nothing more of it is answered here")
+    click.echo(f"{path} is the signed statement; anybody: `sovfed verify {path} --root root.pem`")
     click.echo(f"send {path} to the agency, which records it: `sovfed run withdraw {visible(proposal.order.run)} …`")
 
 

@@ -7,9 +7,11 @@ an officer is told before signing.
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ServiceError, SovfedError
+from sovfed.federation.files import stamp
 from sovfed.federation.secagg.files import FOLDER, JOURNAL
 from sovfed.federation.secagg.journal import name_tag, read_history
 from sovfed.federation.secagg.opened import (
@@ -43,7 +45,7 @@ def differing(home: Path, order: RunOrder, terms: Terms, now: float | None = Non
     if kind is None or not path.exists():
         return
     try:
-        history = read_history(path)
+        history = _history(path, stamp(path))
     except ServiceError as error:
         yield f"whether our policy refuses its sums beside earlier ones cannot be told: {error}"
         return
@@ -52,6 +54,12 @@ def differing(home: Path, order: RunOrder, terms: Terms, now: float | None = Non
         yield from _over_whom(history, order, terms, today)
     elif reason := _why_not(history, order, terms, kind, today):
         yield f"signed or not, this institution's own policy will refuse it: {reason}"
+
+
+@lru_cache(maxsize=1)
+def _history(path: Path, stamped: object) -> History:
+    """What the journal at `path` says, read once for many orders as long as it is as it was `stamped`."""
+    return read_history(path)
 
 
 def _judged(order: RunOrder, terms: Terms) -> Purpose | None:

@@ -146,16 +146,16 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
 @HOME
 @JSON
 def list_(home: Path, as_json: bool) -> None:
-    """List the runs, the newest first.
+    """List the runs, the newest first; also those that are proposed and have not begun, and who has withdrawn.
 
     \b
     Examples:
       sovfed run list
       sovfed run list --json --home agency
     """
-    from sovfed.server.runs.folders import read_runs
+    from sovfed.server.runs.listed import listed
 
-    runs = read_runs(home, _control(home, required=False))
+    runs = listed(home, _control(home, required=False), time.time())
     if as_json:
         click.echo(json.dumps(runs, indent=2))
         return
@@ -169,8 +169,10 @@ def list_(home: Path, as_json: bool) -> None:
         for run in runs
     ]  # fmt: skip
     print_rows(("run", "task", "status", "rounds", "institutions", "started"), rows)
-    for run in filter(lambda run: run["reason"], runs):
-        click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
+    for run in runs:
+        gone = f"{', '.join(run['withdrawn'])} has withdrawn" if run["withdrawn"] else ""
+        for line in filter(None, (run["reason"], gone)):
+            click.echo(f"{visible(run['name'])}: {visible(line)}")
 
 
 @cli.command()
@@ -184,6 +186,7 @@ def show(name: str, home: Path, as_json: bool) -> None:
     Example:
       sovfed run show heart-2027
     """
+    from sovfed.server.orders.further import after_lines, trained_further
     from sovfed.server.orders.withdrawn import read_withdrawn
     from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
@@ -192,11 +195,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
     run = read_run(home, name, _control(home, required=False))
     lines, summary = read_rounds(run_folder(home, name)), read_summary(home, name)
     if as_json:
-        click.echo(
-            json.dumps(
-                {**run, "last_rounds": lines[-10:], "attendance": attendance(lines), "summary": summary}, indent=2
-            )
-        )
+        more = {"last_rounds": lines[-10:], "attendance": attendance(lines), "summary": summary}
+        click.echo(json.dumps({**run, **more, "trained_further": trained_further(home, name)}, indent=2))
         return
     from rich.console import Console
 
@@ -222,6 +222,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
     for withdrawal in read_withdrawn(run_folder(home, name)):
         for line in withdrawal.told():
             console.print(cell(line), soft_wrap=True)
+    for line in after_lines(home, name):
+        console.print(cell(line), soft_wrap=True)
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 

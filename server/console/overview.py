@@ -17,6 +17,7 @@ from sovfed.server.orders.approved import approved
 from sovfed.server.orders.foreseen import foreseen
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.making import read_answers, read_order
+from sovfed.server.orders.purging import unpurged
 from sovfed.server.orders.told import officer_commands, order_lines, said_lines
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
@@ -166,6 +167,10 @@ class Overview:
             tuple(said_lines(proposal, read_answers(path.parent))), tuple(foreseen(self._home, proposal.order)),
             officer_commands(name), str(path), approved(self._home, proposal).lacking,
         )  # fmt: skip
+
+    def unpurged(self) -> list[str]:
+        """Which permits have ended with something of their runs still here, and how that is erased."""
+        return list(unpurged(self._home, time.time()))
 
     def budgets(self) -> list[dict[str, Any]]:
         """The private runs, with what they were planned for and, of those that finished, what they promise."""
