@@ -25,6 +25,7 @@ from sovfed.federation.release.checking import check_release
 from sovfed.federation.release.cli import verify
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.cli.run import cli
 from sovfed.server.home import Settings
 from sovfed.server.orders.further import trained_further
@@ -282,6 +283,7 @@ def run(home: Path, *words: str) -> str:
     """What a command of the agency says, whose server is down."""
     settings = Settings(server_config(home), TrackingConfig())
     write_private(home / "server.json", json.dumps(dataclasses.asdict(settings)).encode())
+    ensure_secret(home / "secrets" / "loopback.secret")
     done = CliRunner().invoke(cli, [*words, "--home", str(home)])
     assert done.exit_code == 0, f"{done.output} {done.exception!r}"
     return done.output
