@@ -6,7 +6,6 @@ before the home is private, enrolled and has a policy.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -100,9 +99,11 @@ def purge_what_ended(home: Path, policy: Policy) -> None:
         return
     from sovfed.clients.orders.purge import purge_ended  # it reads arrays, which a supervisor does not hold otherwise
 
-    with contextlib.suppress(ServiceError):  # a node is up: this one will not start
+    try:
         for receipt in purge_ended(home, policy.permits, time.time()):
             log.warning("permit %s has ended: purged, receipt orders/receipts/%s.json", receipt.permit, receipt.permit)
+    except (ServiceError, OSError) as error:  # a node is up, or the disk: nothing under the permit is answered anyway
+        log.warning("what a permit that has ended left here was not purged: %s", error)
 
 
 def watch(home: Path, config: ClientConfig) -> AbstractContextManager[object] | None:

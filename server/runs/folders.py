@@ -218,6 +218,7 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
         "reason": reason,
         "rounds": state["config"]["rounds"],
         "min_cohort": state["config"]["server"]["min_cohort"],
+        "cohort": list(state["config"].get("order", {}).get("cohort", ())),
         "rounds_done": lines[-1]["round"] if lines else 0,
         "round_deadline_s": state["config"]["server"]["round_deadline_s"],
         "epsilon": _epsilon(state["config"]["privacy"]),
