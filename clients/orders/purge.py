@@ -14,6 +14,7 @@ from sovfed.clients.statistics.scores import scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.clients.training.personal import FOLDER as PERSONAL
 from sovfed.federation.errors import OrderError, ServiceError
+from sovfed.federation.evidence.retention import cosigned
 from sovfed.federation.evidence.store import LogReader, has_log
 from sovfed.federation.files import drafts, write_private
 from sovfed.federation.host.status import supervising
@@ -81,8 +82,9 @@ def unpurged(book: OrderBook, permits: Mapping[str, DataPermit], now: float) -> 
 def purge_ended(home: Path, permits: Mapping[str, DataPermit], now: float) -> list[Receipt]:
     """Erase what the runs under each of `permits` that has ended left here, as `purge` does; the receipts.
 
-    Nothing where the last entry of the home's log is of more than AWAY_S ago: it was off for long, or its clock is
-    wrong, and a person looks first. Raises as `purge`.
+    Nothing where the last entry of the home's log is of more than AWAY_S ago, or a permit had not ended by the clock of
+    whoever cosigned the log last: it was off for long, or its clock is wrong, and a person looks first. Raises as
+    `purge`.
     """
     from sovfed.clients.training.personal import PersonalStates
     from sovfed.federation.secagg.files import load_identity
@@ -92,8 +94,10 @@ def purge_ended(home: Path, permits: Mapping[str, DataPermit], now: float) -> li
     last = next(LogReader(home).newest(), None) if names and has_log(home) else None
     if last is None or not 0 <= now - float(last["at"]) <= AWAY_S:
         return []
+    _, seen = cosigned(home)
+    old = [name for name in names if not seen or seen > permits[name].ends]
     remove = PersonalStates(home / PERSONAL).remove
-    return [purge(home, book, name, load_identity(home / "identity"), remove, now) for name in names]
+    return [purge(home, book, name, load_identity(home / "identity"), remove, now) for name in old]
 
 
 def _sessions(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from tests.clients.orders.house import CONFIG, TASK, House, whole
 from tests.clients.orders.test_evaluation import message, models, scoring
+from tests.federation.evidence.test_retention import cosign
 
 from sovfed.clients.cli.institution import cli
 from sovfed.clients.home.policy import Policy
@@ -25,6 +26,7 @@ from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.federation.errors import BoundError, EvidenceError, OrderError, ServiceError
+from sovfed.federation.evidence.retention import cosigned
 from sovfed.federation.evidence.store import LogReader, record
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.host.status import supervising
@@ -195,3 +197,17 @@ def test_what_a_permit_left_goes_by_itself_where_the_policy_says_so_and_the_cloc
     assert next(LogReader(home).newest())["event"] == "purged"
     purge_what_ended(home, policy)  # once
     assert len([entry for entry in LogReader(home).newest() if entry.get("event") == "purged"]) == 1
+
+
+def test_a_clock_that_is_ahead_of_whoever_cosigned_the_log_purges_nothing(tmp_path: Path) -> None:
+    house, tomorrow = House(tmp_path), datetime.now(UTC).date() + timedelta(days=1)
+    permits = {"p-1": DataPermit(without_privacy=True, expires=f"{tomorrow}")}
+    gate, home, ahead = house.gate("h1", OrderRules(), permits), house.home("h1"), permits["p-1"].ends + 60
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    record(home, "policy", policy="00")
+    record(house.folder / "agency", "login", role="viewer")
+    cosign(home, house.folder / "agency")
+    assert cosigned(home)[1] > 0
+    assert purge_ended(home, permits, ahead) == [] and not OrderBook(home).is_purged("p-1")
+    ended = {"p-1": dataclasses.replace(permits["p-1"], expires=f"{tomorrow - timedelta(days=2)}")}
+    assert [receipt.permit for receipt in purge_ended(home, ended, time.time())] == ["p-1"]
