@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -201,3 +202,17 @@ def read_bounded(path: Path) -> bytes:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise IdentityError(f"{path}: missing or not readable") from error
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While a file in `folder` is read and written anew, no other who asks for the same does; who does now is awaited.
+
+    Else, of two at once, one would be written over unseen.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,7 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.files import write_atomic
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.server.cli.run import tell_of_noise, watch
+from sovfed.server.cli.run import planned, tell_of_noise, watch
 from sovfed.server.rounds.privacy import vector_size
 from sovfed.server.runs import folders
 from sovfed.server.runs.ending import ending
@@ -44,7 +44,7 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
     data = sites(config)
     config = _with_all(config, len(data))
-    tell_of_noise(config, vector_size(config, configured_task(config.task)))
+    tell_of_noise(planned(config, vector_size(config, configured_task(config.task))))
     if folder.exists() and any(folder.iterdir()):
         raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

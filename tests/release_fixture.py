@@ -27,7 +27,7 @@ from sovfed.federation.evidence.store import record
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, Answer, create_officer, load_officer
-from sovfed.federation.orders.beginning import Beginning, file_of
+from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal
 from sovfed.federation.release import sealed
@@ -102,7 +102,7 @@ def finished_run(folder: Path, *overrides: str, names: tuple[str, ...] = NAMES, 
             "max_weight": config.secagg.max_weight,
         },
         "config": stored(config), "delivered_to": list(names),
-        **({"started_from_sha256": file} if (file := file_of(begins.start_from)) else {}),
+        **({"started_from_sha256": file} if (file := begins.file) else {}),
     }  # fmt: skip
     vector = np.linspace(-1, 1, task.parameters, dtype=np.float32)
     summary[DIGEST] = publish(run, task, vector, task.transform.public_scale, summary)

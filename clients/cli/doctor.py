@@ -14,6 +14,7 @@ from sovfed.federation.text import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sovfed.clients.orders.rules import OrderRules
     from sovfed.federation.config import ClientConfig
     from sovfed.federation.host.doctor import Finding
 
@@ -67,10 +68,25 @@ def home_findings(home: Path) -> Iterator[Finding]:
         config, policy = load_config(home), load_policy(home)
         yield from (Finding("population", "warn", line) for line in population_findings(config, policy))
         yield from (Finding("privacy", "warn", line) for line in private_obstacles(config, policy))
+        yield from officer_findings(home, policy.orders)
         yield from way_findings(home, config)
         yield from records_findings(config, policy)
     except SovfedError as error:
         yield Finding("settings", "fail", str(error), "mend the file, or have `sovfed client init` write another home")
+
+
+def officer_findings(home: Path, rules: OrderRules) -> Iterator[Finding]:
+    """Who signs orders here; and what keeps an officer's word from being given, or from holding."""
+    from sovfed.clients.orders.book import OrderBook
+    from sovfed.clients.orders.naming import officer_lines
+    from sovfed.clients.orders.rules import STANDING
+    from sovfed.federation.host.doctor import Finding
+
+    lines = officer_lines(OrderBook(home), rules)
+    yield from (Finding("officers", "warn", line) for line in lines)
+    if not lines:
+        by_node = "orders within the standing consent are signed by the node, others by " * (rules.mode == STANDING)
+        yield Finding("officers", "ok", f"{by_node}{', '.join(rules.keys) or 'nobody'}")
 
 
 def way_findings(home: Path, config: ClientConfig) -> Iterator[Finding]:

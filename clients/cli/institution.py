@@ -277,6 +277,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.node.renewal import last_contact
     from sovfed.clients.orders.book import OrderBook
+    from sovfed.clients.orders.naming import officer_lines
     from sovfed.clients.orders.purge import unpurged
     from sovfed.clients.trainer.allowance import read_state
     from sovfed.federation.evidence.witness import problems
@@ -287,12 +288,20 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     policy = load_policy(home) if (home / "policy.yaml").exists() else None
     requests = describe(read_state(home), policy) if policy else None
     permits = [*unpurged(OrderBook(home), policy.permits, time.time())] if policy else []
+    officers = officer_lines(OrderBook(home), policy.orders) if policy else []
     if as_json:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
             process["isolation"] = _isolation(home, process["name"], process["pid"])
         agency = dataclasses.asdict(contact) if contact else None
-        told_of = {"agency": agency, "requests": requests, "near_sums": near, "logs": split, "permits": permits}
+        told_of = {
+            "agency": agency,
+            "requests": requests,
+            "near_sums": near,
+            "logs": split,
+            "permits": permits,
+            "officers": officers,
+        }
         click.echo(json.dumps({**shown, **told_of}, indent=2))
     elif current:
         from rich.console import Console
@@ -307,7 +316,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             _tell_obstacles(home)
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
-    for line in () if as_json else permits:
+    for line in () if as_json else (*officers, *permits):
         click.echo(visible(line))
     for why in () if as_json else split.values():
         click.echo(visible(f"{why}; `sovfed client log heads` tells more"))

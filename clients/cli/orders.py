@@ -125,7 +125,7 @@ def show(order: str, as_json: bool, home: Path) -> None:
     if as_json:
         click.echo(shown.order.text.decode())
         return
-    _tell(explained(book, shown, load_policy(home).orders))
+    _tell(explained(book, shown, load_policy(home)))
 
 
 @orders.command()
@@ -148,7 +148,7 @@ def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
 
     book = _book(home)
     shown = _shown(book, order)
-    _tell(explained(book, shown, load_policy(home).orders))
+    _tell(explained(book, shown, load_policy(home)))
     if not yes and not click.confirm("Have you read it, and does this institution take part?"):
         raise PolicyError("not signed")
     _answer(book, shown, SIGNED, officer, key, "")
@@ -200,6 +200,7 @@ def withdraw(order: str, reason: str, out: Path | None, officer: str, key: Path,
     answer = leave(book, proposal.order, _opening(key), officer, reason, int(time.time()))
     write_private(path, answer.to_bytes())
     click.echo(f"withdrawn from run {visible(proposal.order.run)}: nothing more of it is answered here")
+    click.echo(f"{path} is the signed statement; anybody: `sovfed verify {path} --root root.pem`")
     click.echo(f"send {path} to the agency, which records it: `sovfed run withdraw {visible(proposal.order.run)} …`")
 
 

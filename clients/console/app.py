@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 USER: Final = "institution"
 PASSWORD: Final = Path("console.password")  # in no folder that gateway, supernode or trainer may read
+BYTES: Final = "application/octet-stream"
 SHOWN: Final = 50  # refusals, and sums that could be differenced
 LINKS: Final = (("/", "What left"), ("/orders", "Orders"), ("/status", "Status"), ("/studies", "Studies"))
 
@@ -58,7 +59,7 @@ def make_console(home: Path) -> ASGIApp:
         _, _, reason = house.asked()
         return shown(
             request, "status.html", "Status", processes=house.processes(), end=house.certificate_end(), reason=reason,
-            logs=house.logs(),
+            logs=house.logs(), to_do=house.to_do(),
         )  # fmt: skip
 
     def studies(request: Request) -> Response:
@@ -88,7 +89,7 @@ def _order_routes(house: House, signing: Signing, shown: Callable[..., Response]
         notes = [f"Order {each.digest} of run {each.run}: {each.word}" for each in listed if each.digest == said]
         return shown(
             request, "orders.html", "Orders", orders=listed, wrong=wrong, consent=house.consent(), desk=desk,
-            typed=typed, problem=problem, status=status, note="".join(notes),
+            to_do=house.to_do(), typed=typed, problem=problem, status=status, note="".join(notes),
         )  # fmt: skip
 
     def orders(request: Request) -> Response:
@@ -107,7 +108,17 @@ def _order_routes(house: House, signing: Signing, shown: Callable[..., Response]
             return await run_in_threadpool(show, request, typed, str(error), status)
         return RedirectResponse(f"/orders?said={answered.order[:12]}", 303)
 
-    return [Route("/orders", orders), Route("/orders", answer, methods=["POST"])]
+    def statement(request: Request) -> Response:
+        try:
+            name, data = signing.statement(request.path_params["digest"])
+        except SovfedError as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        return Response(data, headers={"content-disposition": f'attachment; filename="{name}"'}, media_type=BYTES)
+
+    return [
+        Route("/orders", orders), Route("/orders", answer, methods=["POST"]),
+        Route("/orders/{digest}.withdrawal", statement),
+    ]  # fmt: skip
 
 
 def serve(home: Path, port: int) -> None:

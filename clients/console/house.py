@@ -18,13 +18,15 @@ from sovfed.clients.ledger.file import ledgers, read_ledger, read_mark
 from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.node.sandbox import RUN
 from sovfed.clients.orders.book import OrderBook
-from sovfed.clients.orders.naming import consented
+from sovfed.clients.orders.naming import consented, officer_lines
+from sovfed.clients.orders.purge import unpurged
 from sovfed.clients.trainer.allowance import Tally, read_state
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.evidence.witness import problems
 from sovfed.federation.host.sandbox import read_isolation
 from sovfed.federation.host.status import read_status
 from sovfed.federation.identity import load_certificate
+from sovfed.federation.orders.answers import WITHDRAWN
 from sovfed.federation.orders.shown import word
 from sovfed.federation.privacy.accounting import epsilon
 from sovfed.federation.secagg.files import near_sums
@@ -58,6 +60,7 @@ class OrderView:
     expires: float
     word: str
     digest: str
+    withdrawn: str = ""  # the whole digest of an order that this institution has withdrawn from
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,14 @@ class House:
         except SovfedError:
             return ["policy.yaml, or orders/withdrawn.json, cannot be read: nothing is answered"]
 
+    def to_do(self) -> list[str]:
+        """What waits for this house's own people: officers who are not in force, permits that ended unpurged."""
+        try:
+            policy, book = load_policy(self._home), OrderBook(self._home)
+            return [*officer_lines(book, policy.orders), *unpurged(book, policy.permits, time.time())]
+        except SovfedError:
+            return []  # that neither can be read is told beside what is signed without anybody
+
     def ledgers(self) -> Ledgers:
         """What the ledgers say; one that is damaged says nothing but that."""
         told = Ledgers()
@@ -263,4 +274,5 @@ def _order_view(order: RunOrder, answer: Answer | None) -> OrderView:
     return OrderView(
         order.run, order.purpose, order.task, epsilon_told, order.expires,
         word(answer, ended=time.time() >= order.expires), order.digest[:12],
+        order.digest if answer is not None and answer.decision == WITHDRAWN else "",
     )  # fmt: skip

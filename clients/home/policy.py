@@ -141,6 +141,11 @@ class Policy:
     permits: dict[str, DataPermit] = field(
         default_factory=dict, metadata={"doc": "by the name that orders give: permits under which records may be used"}
     )
+    purge_ended_permits: bool = bounded(
+        False,
+        doc="at the first `client up` after a permit's last day erase what its runs left here, for good, as `sovfed "
+        "client purge` does; false: `client status` reminds you",
+    )
     declare_size: bool = bounded(
         False, doc="let a declaration of training content say about how many records there are, in powers of ten"
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field
 from typing import Final, TypeAlias
 
+from sovfed.federation.config import ANNUAL_EPSILON, SHARE_PER_RUN, USUAL_DELTA
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.schema import bounded, choice
 
@@ -45,9 +46,9 @@ class Budget:
         "they have one ledger, of this name",
     )
     epsilon: float = bounded(8.0, 1e-3, 1e3, doc="most ε over the life of the data, all runs of all years together")
-    annual_epsilon: float = bounded(3.0, 1e-3, 1e3, doc="most ε within any 366 days")
+    annual_epsilon: float = bounded(ANNUAL_EPSILON, 1e-3, 1e3, doc="most ε within any 366 days")
     delta: float = bounded(
-        1e-6, 1e-15, 1e-2, doc="δ of both: a power of ten, at most 1 / (10 × population); runs must plan with it"
+        USUAL_DELTA, 1e-15, 1e-2, doc="δ of both: a power of ten, at most 1 / (10 × population); runs must plan with it"
     )
     population: int = bounded(
         100_000,
@@ -57,7 +58,10 @@ class Budget:
         doc="declared public size of the population, never counted from the records",
     )
     max_share_per_run: float = bounded(
-        0.5, 1e-3, 1.0, doc="most of annual_epsilon that one run may reserve, so that one cannot take a whole year"
+        SHARE_PER_RUN,
+        1e-3,
+        1.0,
+        doc="most of annual_epsilon that one run may reserve, so that one cannot take a whole year",
     )
     lapse_days: int = bounded(30, 1, 366, unit="days", doc="a grant that releases nothing for so long is closed")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import socket
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +24,7 @@ from sovfed.clients.home.folder import (
     load_config,
 )
 from sovfed.clients.home.policy import POLICY, load_policy
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
@@ -36,8 +39,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from sovfed.clients.home.policy import Policy
     from sovfed.federation.config import ClientConfig
 
+log = logging.getLogger(__name__)
 SLURM: Final = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster, where it is not the machine's own
 START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly from a cold disk
 
@@ -74,7 +79,7 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
         complete(home / "identity")
     check_enrolled(home, datetime.now(UTC))
     config = dataclasses.replace(config or load_config(home), home=str(home))
-    load_policy(home)
+    purge_what_ended(home, load_policy(home))
     digests = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in (POLICY, SETTINGS)}
     record_change(home, "policy", policy=digests[POLICY], settings=digests[SETTINGS], version=__version__)
     for name in ("logs", "state"):
@@ -86,6 +91,19 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     if config.runtime_port == 0:
         config = dataclasses.replace(config, runtime_port=_free_port())
     return Supervisor(home, processes(home, config), config.log_format, watch(home, config))
+
+
+def purge_what_ended(home: Path, policy: Policy) -> None:
+    """Erase what runs under permits that have ended left, where the `policy` says so and no node is up."""
+    if not (policy.purge_ended_permits and policy.permits):
+        return
+    from sovfed.clients.orders.purge import purge_ended  # it reads arrays, which a supervisor does not hold otherwise
+
+    try:
+        for receipt in purge_ended(home, policy.permits, time.time()):
+            log.warning("permit %s has ended: purged, receipt orders/receipts/%s.json", receipt.permit, receipt.permit)
+    except (ServiceError, OSError) as error:  # a node is up, or the disk: nothing under the permit is answered anyway
+        log.warning("what a permit that has ended left here was not purged: %s", error)
 
 
 def watch(home: Path, config: ClientConfig) -> AbstractContextManager[object] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sovfed.clients.home.policy import load_policy
 from sovfed.clients.node.enrol import load_institution
+from sovfed.clients.orders.differing import differing
 from sovfed.clients.orders.naming import check_in_force, nobody, officer_of
 from sovfed.federation.errors import OrderError, SovfedError
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, UNREADABLE, WITHDRAWN, make_answer
@@ -16,8 +17,8 @@ from sovfed.federation.orders.shown import approvals, asked, day_of, leaves, lef
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from sovfed.clients.home.policy import Policy
     from sovfed.clients.orders.book import OrderBook
-    from sovfed.clients.orders.rules import OrderRules
     from sovfed.federation.orders.answers import Answer
     from sovfed.federation.orders.order import Proposal, RunOrder
 
@@ -34,12 +35,16 @@ class Shown:
         return self.proposal.order
 
 
-def explained(book: OrderBook, shown: Shown, rules: OrderRules) -> Iterator[str]:
-    """All that an officer reads first: what would leave, at what cost, what did, what was said, a line each."""
-    order = shown.order
+def explained(book: OrderBook, shown: Shown, policy: Policy) -> Iterator[str]:
+    """All that an officer reads first: what would leave, at what cost, what did, what was said, a line each.
+
+    Also what the institution's own `policy` will refuse of it once it is signed.
+    """
+    order, rules = shown.order, policy.orders
     yield from asked(order)
     yield from leaves(order)
     yield from approvals(shown.proposal)
+    yield from differing(book.home, order, policy.secure_aggregation)
     for run, bound in book.runs().items():
         if bound.order == order.digest:
             yield f"Flower's run {run}: {next(left(bound.answered, order))}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from sovfed.clients.home.policy import load_policy
 from sovfed.clients.orders.naming import officer_of
+from sovfed.federation.errors import SovfedError
+from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.answers import WITHDRAWN, make_answer
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.secagg.files import load_identity
@@ -28,21 +31,39 @@ def withdraw(
 ) -> Answer:
     """Refuse all of `order` from now on; the statement for the agency, which the node vouches for.
 
-    `open_key` gives the officer's public key and signer, and is not asked where the policy names no officer. Raises
-    IdentityError if the key is no officer's.
+    Said once more, it is the statement that was made first, and nothing is written.
+
+    `open_key` gives the officer's public key and signer, and is not asked where policy and caller name no `officer`.
+    Raises IdentityError if the key is no officer's.
     """
     identity = load_identity(book.home / "identity")
     institution = identity.verify(identity.certificate).institution
     named = load_policy(book.home).orders.keys
     name, public, sign = "", "", identity.sign
-    if named:
+    by_officer = bool(named or officer)  # who names one is not signed for by the node, whatever the policy says by now
+    if by_officer:
         public, sign = open_key()
         name = officer_of(book.home, public, officer)
     answer = make_answer(
         order=order.digest, institution=institution, decision=WITHDRAWN, officer=name, reason=reason, at=now, key=public
     )
-    answer = answer.signed(sign).vouched_by(identity) if named else answer.by_node(identity)
+    answer = answer.signed(sign).vouched_by(identity) if by_officer else answer.by_node(identity)
     with book.answering():
+        if (said := statement_of(book, order.digest)) is not None:
+            return said
         book.withdraw(answer, order.task_digest)
     tell(book.home, OrderEvent(WITHDRAWN, order.digest, order.run, name, answer.key))
     return answer
+
+
+def statement_of(book: OrderBook, digest: str) -> Answer | None:
+    """The institution's withdrawal from the order of `digest`, by which the agency records it; None if there is none.
+
+    Only what lies where no process of the node may write, and holds for everybody who has our root.
+    """
+    with contextlib.suppress(SovfedError, OSError):
+        said = book.answer(digest)
+        if said is not None and (said.order, said.decision) == (digest, WITHDRAWN):
+            said.check_origin(load_roots(book.home / "identity" / "root.pem"))
+            return said
+    return None

@@ -83,6 +83,27 @@ def from_when(home: Path) -> str:
     return f"the node that runs does not know it yet; next: {restart(home)}"
 
 
+def not_in_force(book: OrderBook, rules: OrderRules) -> str:
+    """Which officers are otherwise in the policy's `rules` than for the trainer that runs, and how they come to hold.
+
+    "" where they are the same, or none runs.
+    """
+    there, now = book.officers_in_force(), rules.keys
+    if read_status(book.home) is None or there == now:
+        return ""
+    new = [f"{name}, whose key is new there" if name in there else name for name in now if there.get(name) != now[name]]
+    gone = [f"{name}, who is no longer in it and still holds" for name in there.keys() - now.keys()]
+    return (
+        f"officers: the node was started before {POLICY} was changed, so not in force yet: "
+        f"{'; '.join([*new, *sorted(gone)])}; next: {restart(book.home)}"
+    )
+
+
+def officer_lines(book: OrderBook, rules: OrderRules) -> list[str]:
+    """What keeps an officer's word from being given, or from holding, a line each."""
+    return [line for line in (nobody(book.home, rules), not_in_force(book, rules)) if line]
+
+
 def nobody(home: Path, rules: OrderRules) -> str:
     """What waits for an officer while the policy's `rules` name none, and how one is made; "" where nothing does."""
     if rules.officers or (rules.mode == STANDING and rules.standing.statistics):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.models.received import FOLDER as RECEIVED
+from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.places import RECEIPTS
 from sovfed.clients.statistics.scores import scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.clients.training.personal import FOLDER as PERSONAL
 from sovfed.federation.errors import OrderError, ServiceError
+from sovfed.federation.evidence.retention import cosigned
+from sovfed.federation.evidence.store import LogReader, has_log
 from sovfed.federation.files import drafts, write_private
 from sovfed.federation.host.status import supervising
 from sovfed.federation.orders.events import OrderEvent, tell
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from sovfed.clients.orders.book import Bound, OrderBook
+    from sovfed.clients.orders.book import Bound
     from sovfed.clients.orders.rules import DataPermit
     from sovfed.federation.secagg.keys import Identity
+
+AWAY_S: Final = 31 * 86_400.0  # a node that was off for longer purges nothing by itself
 
 
 def purge(
@@ -62,12 +67,37 @@ def _purged(
     return receipt
 
 
+def ended(book: OrderBook, permits: Mapping[str, DataPermit], now: float) -> list[str]:
+    """Which of `permits` have ended with something of their runs still here, sorted."""
+    bound = {entry.permit for entry in book.runs().values()} & permits.keys()
+    return sorted(name for name in bound if now > permits[name].ends and not book.is_purged(name))
+
+
 def unpurged(book: OrderBook, permits: Mapping[str, DataPermit], now: float) -> Iterator[str]:
-    """Which permits have ended with something of their runs still here, and how that is erased."""
-    bound = {entry.permit for entry in book.runs().values()} - {""}
-    for name in sorted(bound):
-        if name in permits and now > permits[name].ends and not book.is_purged(name):
-            yield f"permit {name} ended on {permits[name].expires}: `sovfed client purge {name}` erases what it left"
+    """The same for people, with how it is erased."""
+    for name in ended(book, permits, now):
+        yield f"permit {name} ended on {permits[name].expires}: `sovfed client purge {name}` erases what it left"
+
+
+def purge_ended(home: Path, permits: Mapping[str, DataPermit], now: float) -> list[Receipt]:
+    """Erase what the runs under each of `permits` that has ended left here, as `purge` does; the receipts.
+
+    Nothing where the last entry of the home's log is of more than AWAY_S ago, or a permit had not ended by the clock of
+    whoever cosigned the log last: it was off for long, or its clock is wrong, and a person looks first. Raises as
+    `purge`.
+    """
+    from sovfed.clients.training.personal import PersonalStates
+    from sovfed.federation.secagg.files import load_identity
+
+    book = OrderBook(home).make()
+    names = ended(book, permits, now)
+    last = next(LogReader(home).newest(), None) if names and has_log(home) else None
+    if last is None or not 0 <= now - float(last["at"]) <= AWAY_S:
+        return []
+    _, seen = cosigned(home)
+    old = [name for name in names if not seen or seen > permits[name].ends]
+    remove = PersonalStates(home / PERSONAL).remove
+    return [purge(home, book, name, load_identity(home / "identity"), remove, now) for name in old]
 
 
 def _sessions(home: Path, bound: Mapping[str, Bound]) -> Iterator[str]:

@@ -6,7 +6,15 @@ binds the result here, so an unknown key, a wrong type or a value out of range i
 
 from sovfed.federation.config.data import BAD_ROWS, LEAST_SPREAD, REST, DataConfig, StudyConfig, Versioned
 from sovfed.federation.config.order import OrderConfig
-from sovfed.federation.config.protection import LANE_BITS, SECURE_COHORT, PrivacyConfig, SecaggConfig
+from sovfed.federation.config.protection import (
+    ANNUAL_EPSILON,
+    LANE_BITS,
+    SECURE_COHORT,
+    SHARE_PER_RUN,
+    USUAL_DELTA,
+    PrivacyConfig,
+    SecaggConfig,
+)
 from sovfed.federation.config.run import Config, stored, told
 from sovfed.federation.config.services import (
     LEAST_LOG_DAYS,
@@ -22,8 +30,8 @@ from sovfed.federation.config.simulation import PartitionConfig, SimulationConfi
 from sovfed.federation.config.training import STRATEGIES, StrategyConfig, TaskConfig
 
 __all__ = [
-    "BAD_ROWS", "LANE_BITS", "LEAST_LOG_DAYS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX", "REST",
-    "SECURE_COHORT", "STRATEGIES",
+    "ANNUAL_EPSILON", "BAD_ROWS", "LANE_BITS", "LEAST_LOG_DAYS", "LEAST_SPREAD", "MESSAGE_BYTES_MAX", "PORT_MAX",
+    "REST", "SECURE_COHORT", "SHARE_PER_RUN", "STRATEGIES", "USUAL_DELTA",
     "ClientConfig", "ClusterConfig", "Config", "DataConfig", "OrderConfig", "PartitionConfig", "PrivacyConfig",
     "SecaggConfig", "ServerConfig", "SimulationConfig", "StrategyConfig", "StudyConfig", "TaskConfig", "TrackingConfig",
     "Versioned", "check_log_days", "stored", "told",

@@ -9,6 +9,9 @@ from sovfed.federation.schema import bounded, choice
 
 LANE_BITS: Final = (8, 12, 16, 21, 32)  # of a word of the ring; federation/secagg/ring.py
 SECURE_COHORT: Final = 3  # of two, one colluder learns the other's update from the sum
+ANNUAL_EPSILON: Final = 3.0  # what an institution's policy begins with: most ε within 366 days
+SHARE_PER_RUN: Final = 0.5  # of it that one run may reserve
+USUAL_DELTA: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class PrivacyConfig:
         "institution adds all the noise itself, several steps a round; institution: whole updates, clipped and noised",
     )
     epsilon: float = bounded(
-        1.5, 0.01, 100.0, doc="target over all rounds; by default a policy lets one run take half of its 3 a year"
-    )
-    delta: float = bounded(1e-6, 1e-12, 1e-2, doc="a power of ten; the institutions' policies must say the same")
+        SHARE_PER_RUN * ANNUAL_EPSILON, 0.01, 100.0,
+        doc="target over all rounds; by default a policy lets one run take half of its 3 a year",
+    )  # fmt: skip
+    delta: float = bounded(USUAL_DELTA, 1e-12, 1e-2, doc="a power of ten; the institutions' policies must say the same")
     noise_multiplier: float | None = bounded(None, 0.05, 1e6, doc="null: calibrated to epsilon over all planned steps")
     clip: float = bounded(1.0, 1e-6, 1e6, doc="L2 bound on a person's gradient; on the update for 'institution'")
     sampling_rate: float = bounded(0.1, 1e-6, 1.0, doc="probability of each person to be in a step")

@@ -191,7 +191,7 @@ def plan(home: Path, terms: Terms, now: float, before: int | None = None) -> Pla
         raise PolicyError(f"{rule.name} is 0: everything is kept for ever")
     if problem := problems(home):
         raise PolicyError(f"nothing is deleted while logs do not agree: {'; '.join(problem.values())}")
-    size, seen = _cosigned(home)
+    size, seen = cosigned(home)
     latest = int(min(now, seen)) - rule.days * DAY_S
     if before is not None and before > int(now) - rule.days * DAY_S:
         raise PolicyError(f"{rule.name} keeps {rule.days} days: what is younger than {_day(latest)} stays")
@@ -276,7 +276,7 @@ def _add(made: Plan, seq: int, kind: str) -> bool:
     return True
 
 
-def _cosigned(home: Path) -> tuple[int, int]:
+def cosigned(home: Path) -> tuple[int, int]:
     """How many entries another home has cosigned at most, and when, by its clock, one last did; 0, 0: nobody has."""
     sizes, times = [0], [0]
     for voucher, note in holding_cosignatures(home, load_roots(home / "identity" / "root.pem")):

@@ -57,8 +57,10 @@ def examine(home: Path | None = None, server: ServerConfig | None = None) -> Ite
     yield isolation()
     if home is not None:
         yield from permissions(home)
-        if (settings := own_settings(home)) is not None and read_status(home) is not None:
-            yield from reach(settings, home)
+        if (settings := own_settings(home)) is not None:
+            yield approvals(settings)
+            if read_status(home) is not None:
+                yield from reach(settings, home)
         yield from expiries(home, datetime.now(UTC))
 
 
@@ -223,6 +225,13 @@ def permissions(home: Path) -> Iterator[Finding]:
         secret = path.parent.name == "secrets" or SECRET_NAMES.fullmatch(path.name)
         if secret and path.is_file() and not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             yield Finding("secret", "fail", f"{path} is readable by others", f"chmod 600 {path}")
+
+
+def approvals(server: ServerConfig) -> Finding:
+    """Whether people of the agency have to approve what the server begins."""
+    from sovfed.federation.orders.approving import bound_line
+
+    return Finding("approvals", "ok", bound_line(server).removeprefix("orders: "))
 
 
 def expiries(home: Path, now: datetime) -> Iterator[Finding]:

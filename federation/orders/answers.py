@@ -136,6 +136,14 @@ def read_answer(data: bytes, where: str) -> Answer:
     return bind(Answer, values, where, IdentityError)
 
 
+def is_answer(data: bytes) -> bool:
+    """Whether `data` is meant as one."""
+    try:
+        return len(data) <= MAX_BYTES and "decision" in json.loads(data)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
 def decision_in(data: bytes) -> str:
     """The decision that `data` spells, UNREADABLE if it is no answer."""
     try:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.archive.signing import REVIEWER, check_signature, sign
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.orders.order import DOMAIN, MAX_APPROVALS
+from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sovfed.federation.archive.signer import SigningKey
     from sovfed.federation.archive.signing import Signature
+    from sovfed.federation.config import ServerConfig
     from sovfed.federation.identity import SignerIdentity, Trust
     from sovfed.federation.orders.order import Proposal, RunOrder
 
@@ -52,3 +54,14 @@ def counted(signers: Iterable[SignerIdentity], allowed: Iterable[str]) -> frozen
             people.add(person)
             keys.add(signer.key)
     return frozenset(people)
+
+
+def bound_line(server: ServerConfig) -> str:
+    """Whether the agency has bound itself, in words."""
+    if not server.min_approvers:
+        return (
+            "orders: the server alone may begin a run; server.min_approvers in server.json asks for people's approvals"
+        )
+    return visible(
+        f"orders: no run begins before {server.min_approvers} people of {', '.join(server.approvers)} have approved it"
+    )

@@ -15,26 +15,34 @@ if TYPE_CHECKING:
 class Beginning:
     """A model: `start` is the `start_digest` of its vector, `start_from` where it is from, in words.
 
-    `start_round` rounds of the run were made elsewhere before. All empty where a run begins with a new model.
+    `start_round` rounds of the run were made elsewhere before; `start_file` is the SHA-256 (hex) of the model's file,
+    "" where it has none. All empty where a run begins with a new model.
     """
 
     start: str = ""
     start_from: str = ""
     start_round: int = 0
+    start_file: str = ""
+
+    @property
+    def file(self) -> str:
+        """The SHA-256 (hex) of the model's file; also of an order from before that had a field of its own."""
+        return self.start_file or parted(self.start_from)[1]
+
+    @property
+    def words(self) -> str:
+        """Where the model is from, with its file, for people."""
+        return f"{parted(self.start_from)[0]}{_FILE_WORDS}{self.file}" if self.file else self.start_from
 
 
-_FILE: Final = re.compile(r", file SHA-256 ([0-9a-f]{64})\Z")
+_FILE_WORDS: Final = ", file SHA-256 "
+_FILE: Final = re.compile(rf"{_FILE_WORDS}([0-9a-f]{{64}})\Z")
 
 
-def file_words(digest: str) -> str:
-    """How the words of an order end that name the file (SHA-256, hex) of a model."""
-    return f", file SHA-256 {digest}"
-
-
-def file_of(words: str) -> str:
-    """The SHA-256 (hex) of the file that the `words` of an order name; "" if they name none."""
+def parted(words: str) -> tuple[str, str]:
+    """`words` of where a model is from, and the SHA-256 (hex) of its file that they end with; "" if with none."""
     told = _FILE.search(words)
-    return told[1] if told else ""
+    return (words[: told.start()], told[1]) if told else (words, "")
 
 
 def start_digest(model: Vector) -> str:

@@ -20,7 +20,7 @@ import rfc8785
 
 from sovfed.federation.archive.signing import Signature
 from sovfed.federation.errors import BoundError, ProtocolError
-from sovfed.federation.orders.beginning import Beginning, begins_otherwise
+from sovfed.federation.orders.beginning import Beginning, begins_otherwise, parted
 from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
@@ -40,7 +40,7 @@ TIMES: Final = 4  # as many messages as a run needs, and SPARE more, are answere
 SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 KINDS: Final = ("train", "private", "evaluate")
-LATER: Final = ("keys", "start", "start_from", "start_round", "form")  # came later: spelled where they are set
+LATER: Final = ("keys", "start", "start_from", "start_round", "form", "start_file")  # spelled where they are set
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,15 @@ class RunOrder:
     start_from: str = bounded("", 0, 300)
     start_round: int = bounded(0, 0, 1_000_000)
     form: str = bounded("", 0, 200)
+    start_file: str = bounded("", 0, 64)
 
     def __post_init__(self) -> None:
         if len(self.start) not in (0, 64) or bool(self.start) != bool(self.start_from):
             raise ValueError("the model that it begins with has a SHA-256 and words, or neither")
+        if len(self.start_file) not in (0, 64) or (self.start_file and not self.start):
+            raise ValueError("the file of the model that it begins with has a SHA-256, and only where there is a model")
+        if self.start_file and parted(self.start_from)[1] not in ("", self.start_file):
+            raise ValueError("the words of the model that it begins with name another file than the order does")
         if self.start_round and (not self.start or self.start_round >= self.rounds):
             raise ValueError(f"it begins after round {self.start_round} of {self.rounds}, with no model or no round")
         if self.expires <= self.proposed:
@@ -115,7 +120,7 @@ class RunOrder:
     @property
     def begins(self) -> Beginning:
         """The model that the run begins with, as far as the order names one."""
-        return Beginning(self.start, self.start_from, self.start_round)
+        return Beginning(self.start, self.start_from, self.start_round, self.start_file)
 
     def form_by(self, forms: Mapping[str, int] = FORMS) -> str:
         """The form of the run's sums in a version of sovfed with these `forms`. Raises ProtocolError."""

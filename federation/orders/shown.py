@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.archive.signing import certified
-from sovfed.federation.orders.answers import UNREADABLE
+from sovfed.federation.orders.answers import UNREADABLE, WITHDRAWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +40,7 @@ def asked(order: RunOrder) -> Iterator[str]:
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
     if order.start:
         after = f", after round {order.start_round}" if order.start_round else ""
-        yield f"begins     with {order.start_from}; SHA-256 of its parameters {order.start}{after}"
+        yield f"begins     with {order.begins.words}; SHA-256 of its parameters {order.start}{after}"
     if work := _work(order):
         yield f"work       {order.rounds} rounds of {work}"
     yield f"with       {who}; at least {order.min_cohort} in each sum"
@@ -122,6 +122,17 @@ def word(answer: Answer | None, *, ended: bool = False) -> str:
     whose = f" by {answer.officer}" if answer.officer else ""
     reason = f": {answer.reason}" if answer.reason else ""
     return f"{WORDS[answer.decision]}{whose} on {day_of(answer.at)}{reason}"
+
+
+def word_lines(answer: Answer) -> Iterator[str]:
+    """A word whose origin holds, as whoever verifies it by itself is told of it, a line each."""
+    by = f"its officer {answer.officer}" if answer.officer else "its node"
+    yield f"✓ signed by {answer.institution}, as the authority certified it: {WORDS[answer.decision]}, by {by}"
+    yield f"  order    {answer.order}"
+    yield f"  on       {day_of(answer.at)}, by its own clock"
+    yield from [f"  reason   {answer.reason}"] if answer.reason else []
+    if answer.decision == WITHDRAWN:
+        yield "  next     the agency records it: `sovfed run withdraw RUN INSTITUTION --statement FILE`"
 
 
 def day_of(moment: float) -> str:

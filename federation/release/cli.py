@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography.x509 import Certificate
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -18,39 +24,31 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--cosigned-by", "least", type=click.IntRange(0), default=0, help="Refuse a log that fewer cosigned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: bool) -> None:
-    """Check every byte of BUNDLE, a release, a signed table or a receipt of `client purge`; no network, no other file.
+    """Check every byte of BUNDLE: a release, a signed table, an institution's withdrawal or a receipt of a purge.
+
+    No network, no other file.
 
     Exit code 3: it does not hold.
 
     \b
     Examples:
       sovfed verify heart-counts.table --root root.pem
+      sovfed verify hospital-4.withdrawal --root root.pem
       sovfed verify heart.release --root root.pem
       sovfed verify heart.release --root root.pem --signed-by-all --cosigned-by 3
     """
     from sovfed.federation.errors import EvidenceError
     from sovfed.federation.files import read_whole
     from sovfed.federation.identity import load_roots
-    from sovfed.federation.orders.receipts import is_receipt, read_receipt
     from sovfed.federation.release.checking import LARGEST, check_release
-    from sovfed.federation.release.sheet import check_sheet, is_sheet
     from sovfed.federation.text import visible
 
     data, roots = read_whole(bundle, LARGEST), load_roots(root)
-    if is_receipt(data):
-        receipt = read_receipt(data, roots)
-        for line in [json.dumps(asdict(receipt), indent=2)] if as_json else map(visible, receipt.lines()):
-            click.echo(line)
-        return
-    if is_sheet(data):
-        sheet = check_sheet(data, roots)
+    if (one := _of_one(data, roots)) is not None:
         if signed_by_all or least:
-            raise EvidenceError(f"{bundle}: a table is signed by the agency alone, and cosigned by nobody")
-        if as_json:
-            click.echo(json.dumps(sheet.predicate, indent=2))
-            return
-        for line in sheet.lines():
-            click.echo(visible(line))
+            raise EvidenceError(f"{bundle}: {one.what} is signed by one side alone, and cosigned by nobody")
+        for line in [json.dumps(one.values, indent=2)] if as_json else map(visible, one.lines):
+            click.echo(line)
         return
     verdict = check_release(data, roots)
     if signed_by_all and not verdict.signed_by_all:
@@ -69,6 +67,37 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
         click.echo(f"✓ {line}")
     for line in verdict.missing:
         click.echo(f"– missing: {line}")
+
+
+@dataclass(frozen=True)
+class _OfOne:
+    """What one side alone has signed, and what it says once that holds."""
+
+    what: str
+    values: Any
+    lines: tuple[str, ...]
+
+
+def _of_one(data: bytes, roots: Sequence[Certificate]) -> _OfOne | None:
+    """A receipt, an institution's word or a table, checked; None where `data` is none. Raises EvidenceError."""
+    from sovfed.federation.orders.answers import is_answer, read_answer
+    from sovfed.federation.orders.receipts import is_receipt, read_receipt
+    from sovfed.federation.orders.shown import word_lines
+    from sovfed.federation.release.holding import holding
+    from sovfed.federation.release.sheet import check_sheet, is_sheet
+
+    if is_receipt(data):
+        receipt = read_receipt(data, roots)
+        return _OfOne("a receipt", asdict(receipt), tuple(receipt.lines()))
+    if is_answer(data):
+        with holding("the institution's word"):
+            answer = read_answer(data, "the institution's word")
+            answer.check_origin(roots)
+            return _OfOne("an institution's word", asdict(answer), tuple(word_lines(answer)))
+    if is_sheet(data):
+        sheet = check_sheet(data, roots)
+        return _OfOne("a table", sheet.predicate, tuple(sheet.lines()))
+    return None
 
 
 @click.command()

@@ -23,7 +23,6 @@ from sovfed.federation.errors import ConfigError, EvidenceError, SovfedError
 from sovfed.federation.evidence.entries import canonical, listed
 from sovfed.federation.identity import issuer_of, verify_lapsed, verify_signer
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, WITHDRAWN, read_answer
-from sovfed.federation.orders.beginning import file_of
 from sovfed.federation.orders.order import DOMAIN, read_proposal
 from sovfed.federation.orders.shown import word
 from sovfed.federation.release.lineage import ended_at
@@ -63,7 +62,7 @@ class Ordered:
         approved = f", approved by {', '.join(self.approvers)}" if self.approvers else ""
         lines = [f"made under order {order.digest[:12]} of {order.proposer} for: {order.purpose}{approved}"]
         if order.start:
-            lines.append(f"by the order the run begins with {order.start_from}")
+            lines.append(f"by the order the run begins with {order.begins.words}")
         if order.masked:
             lines.append(f"the order is for sums over at least {order.min_cohort} institutions, and for no others")
         officers = sorted(name for name in self._said(SIGNED))
@@ -151,7 +150,7 @@ def _require_allows(order: RunOrder, predicate: Mapping[str, Any]) -> None:
         (_within(order, predicate["secure_aggregation_terms"]), "terms of secure aggregation"),
         ((order.kind == "private") == (privacy is not None), "privacy"),
         (privacy is None or privacy["epsilon"] <= order.epsilon * (1 + LOOSE) + LOOSE, "ε"),
-        (file_of(order.start_from) == predicate.get("started_from", ""), "the model that it began with"),
+        (order.begins.file == predicate.get("started_from", ""), "the model that it began with"),
         (not order.cohort or not isinstance(named, list) or set(named) <= set(order.cohort), "cohort"),
     )
     if beyond := [what for holds, what in limits if not holds]:

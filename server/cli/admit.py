@@ -46,6 +46,7 @@ def _invite(home: Path, name: str, out: Path) -> None:
     from sovfed.federation.identity import certificate_fingerprint, parse_certificate
     from sovfed.federation.wire.enrolment import Invitation
     from sovfed.server.registry.enrolment import invite, invited_until
+    from sovfed.server.registry.joining import join_options
 
     if out.exists() and (until := invited_until(home, name)) and until > time.time():
         click.echo(f"{out} was written before, and is good until {datetime.fromtimestamp(until, UTC):%F %R} UTC")
@@ -55,17 +56,11 @@ def _invite(home: Path, name: str, out: Path) -> None:
         click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
     invited = Invitation.from_json(out.read_text(encoding="utf-8"))
     root = certificate_fingerprint(parse_certificate(invited.root.encode(), str(out)))
-    click.echo(f"there: `sovfed client join {out.name} --data …{_cohort(home)}`")
+    options = join_options(home)
+    click.echo(f"there: `sovfed client join {out.name} --data …{options}`")
+    if "--officers" in options:
+        click.echo("--officers: a person there signs each run, and people here have approved it; theirs to choose")
     click.echo(f"the authority tells them its fingerprint\n  {root}")
-
-
-def _cohort(home: Path) -> str:
-    """What the institution has to allow if it is to answer runs with this agency's minimum cohort."""
-    from sovfed.federation.secagg.terms import LEAST_COHORT, Terms
-    from sovfed.server.home import load_settings
-
-    least = load_settings(home).server.min_cohort
-    return f" --min-cohort {least}" if LEAST_COHORT <= least < Terms.min_cohort else ""
 
 
 def _request(home: Path, name: str, timeout_s: float) -> Waiting | None:

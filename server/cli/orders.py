@@ -135,10 +135,12 @@ def withdraw(name: str, institution: str, statement: Path | None, home: Path) ->
       sovfed run withdraw heart-2027 hospital-4 --statement hospital-4.withdrawal
       sovfed run unlearn heart-2027            then: the model made anew without it
     """
+    from sovfed.server.orders.further import after_lines
     from sovfed.server.orders.withdrawing import withdraw as record_withdrawal
 
     said = None if statement is None else statement.read_bytes()
     _tell(record_withdrawal(home, name, institution, said).told())
+    _tell(after_lines(home, name))
 
 
 @click.command()
@@ -168,8 +170,9 @@ def purge(permit: str, yes: bool, home: Path) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--name", "new", default="", help="The new run's name, else NAME-without-N.")
+@click.option("--purpose", default="", help="The new order's purpose, else that of run NAME, which is told.")
 @HOME
-def unlearn(name: str, new: str, home: Path) -> None:
+def unlearn(name: str, new: str, purpose: str, home: Path) -> None:
     """Propose run NAME anew without those who have withdrawn from it: from the last model before their first round.
 
     Approve and start it like any proposed run; its release names what it replaces.
@@ -177,14 +180,17 @@ def unlearn(name: str, new: str, home: Path) -> None:
     \b
     Example:
       sovfed run unlearn heart-2027
+      sovfed run unlearn heart-2027 --purpose "study 12, without one hospital"
       sovfed run start --proposed heart-2027-without-1
     """
     from sovfed.server.orders.told import order_lines
     from sovfed.server.orders.unlearning import unlearn as propose_anew
 
-    made, proposal = propose_anew(home, name, new or _unused(home, name))
+    made, proposal = propose_anew(home, name, new or _unused(home, name), purpose)
     _tell(order_lines(proposal))
     _warn(home, proposal)
+    if not purpose:
+        click.echo(visible(f"for the purpose that run {name} had: {proposal.order.purpose}; --purpose says another"))
     begins = f"from after round {made.from_round}" if made.from_round else "from the beginning"
     click.echo(visible(f"made anew {begins}, without {', '.join(made.withdrawn)}"))
     click.echo("not undone: models already given away, sums already opened, ε already charged to ledgers")
@@ -212,10 +218,10 @@ def _next(home: Path, name: str) -> None:
 
 
 def _warn(home: Path, proposal: Proposal) -> None:
-    """Say on standard error why institutions will refuse, as far as the agency's own records tell."""
-    from sovfed.server.orders.apart import refusals_of
+    """Say on standard error why institutions will refuse, by the agency's own records and the defaults of policies."""
+    from sovfed.server.orders.foreseen import foreseen
 
-    for line in refusals_of(home, proposal.order):
+    for line in foreseen(home, proposal.order):
         click.echo(visible(f"warning: {line}"), err=True)
 
 

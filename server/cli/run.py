@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sovfed.federation.config import Config
+    from sovfed.server.rounds.privacy import PrivacyPlan
     from sovfed.server.runs.control import ControlClient
 
 ENDED: Final = ("finished", "failed", "stopped")
@@ -79,7 +80,7 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.orders.apart import refusals_of_config
+    from sovfed.server.orders.foreseen import foreseen_of_config
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -93,24 +94,29 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
         require_task(overrides)
     again = unlearning_config(home, proposed) if proposed else None
     config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    tell_of_noise(config, vector_size(config, configured_task(config.task)))
+    plan = planned(config, vector_size(config, configured_task(config.task)))
+    tell_of_noise(plan)
     name, control = proposed or new_run_name(config), _control(home)
     if waits := require_enough(config, control.list_nodes()):
         click.echo(visible(waits), err=True)
-    for line in refusals_of_config(home, name, config):
+    for line in foreseen_of_config(home, name, config, plan):
         click.echo(visible(f"warning: {line}"), err=True)
     folder = run_folder(home, name)
     start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
 
 
-def tell_of_noise(config: Config, parameters: int) -> None:
-    """Say what to expect of a private run, before the institutions' budgets are spent on it."""
-    if not config.privacy.private or config.task.tells_table:
-        return
+def planned(config: Config, parameters: int) -> PrivacyPlan | None:
+    """What a private run of `config` will cost; None of one without privacy. Raises PrivacyError."""
     from sovfed.server.rounds.privacy import PrivacyPlan
 
-    plan = PrivacyPlan.make(config, "", parameters)
+    return PrivacyPlan.make(config, "", parameters) if config.privacy.private else None
+
+
+def tell_of_noise(plan: PrivacyPlan | None) -> None:
+    """Say what to expect of a private run, before the institutions' budgets are spent on it."""
+    if plan is None or plan.config.task.tells_table:
+        return
     click.echo(plan.expectation, err=True)
     if plan.drowned:
         click.echo(f"warning: {plan.drowned}", err=True)
@@ -140,16 +146,16 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
 @HOME
 @JSON
 def list_(home: Path, as_json: bool) -> None:
-    """List the runs, the newest first.
+    """List the runs, the newest first; also those that are proposed and have not begun, and who has withdrawn.
 
     \b
     Examples:
       sovfed run list
       sovfed run list --json --home agency
     """
-    from sovfed.server.runs.folders import read_runs
+    from sovfed.server.runs.listed import listed
 
-    runs = read_runs(home, _control(home, required=False))
+    runs = listed(home, _control(home, required=False), time.time())
     if as_json:
         click.echo(json.dumps(runs, indent=2))
         return
@@ -163,8 +169,10 @@ def list_(home: Path, as_json: bool) -> None:
         for run in runs
     ]  # fmt: skip
     print_rows(("run", "task", "status", "rounds", "institutions", "started"), rows)
-    for run in filter(lambda run: run["reason"], runs):
-        click.echo(f"{visible(run['name'])}: {visible(run['reason'])}")
+    for run in runs:
+        gone = f"{', '.join(run['withdrawn'])} has withdrawn" if run["withdrawn"] else ""
+        for line in filter(None, (run["reason"], gone)):
+            click.echo(f"{visible(run['name'])}: {visible(line)}")
 
 
 @cli.command()
@@ -178,6 +186,7 @@ def show(name: str, home: Path, as_json: bool) -> None:
     Example:
       sovfed run show heart-2027
     """
+    from sovfed.server.orders.further import after_lines, trained_further
     from sovfed.server.orders.withdrawn import read_withdrawn
     from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
@@ -186,11 +195,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
     run = read_run(home, name, _control(home, required=False))
     lines, summary = read_rounds(run_folder(home, name)), read_summary(home, name)
     if as_json:
-        click.echo(
-            json.dumps(
-                {**run, "last_rounds": lines[-10:], "attendance": attendance(lines), "summary": summary}, indent=2
-            )
-        )
+        more = {"last_rounds": lines[-10:], "attendance": attendance(lines), "summary": summary}
+        click.echo(json.dumps({**run, **more, "trained_further": trained_further(home, name)}, indent=2))
         return
     from rich.console import Console
 
@@ -216,6 +222,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
     for withdrawal in read_withdrawn(run_folder(home, name)):
         for line in withdrawal.told():
             console.print(cell(line), soft_wrap=True)
+    for line in after_lines(home, name):
+        console.print(cell(line), soft_wrap=True)
     console.print(cell(f"folder: {run_folder(home, name)}"), soft_wrap=True)
 
 

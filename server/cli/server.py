@@ -79,8 +79,8 @@ def init(overrides: tuple[str, ...], home: Path) -> None:
       sovfed server init --home agency server.min_approvers=2 server.approvers='[agency]'
     """
     from sovfed.federation.compose import compose
+    from sovfed.federation.orders.approving import bound_line
     from sovfed.server import home as agency
-    from sovfed.server.orders.approved import bound_line
 
     config = compose(list(overrides)).config
     request = agency.init(home, config)
@@ -231,8 +231,8 @@ def status(home: Path, as_json: bool) -> None:
     """
     from sovfed.federation.evidence.witness import problems
     from sovfed.federation.host.processes import read_status
+    from sovfed.federation.orders.approving import bound_line
     from sovfed.server.home import load_settings
-    from sovfed.server.orders.approved import bound_line
     from sovfed.server.orders.purging import unpurged
     from sovfed.server.registry.enrolment import waiting
     from sovfed.server.runs.awaiting import waiting_runs

@@ -189,6 +189,7 @@ class _Console:
         return self._page(
             request, "overview.html", "Overview", processes=overview.processes(), nodes=nodes,
             institutions=overview.institutions(nodes), waiting=overview.waiting(nodes), requests=overview.requests(),
+            permits=overview.unpurged(),
             active=[run for run in runs if run["status"] not in ("finished", "failed", "stopped")], recent=runs[:5],
         )  # fmt: skip
 

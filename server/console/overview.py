@@ -13,10 +13,11 @@ from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.identity import parse_certificate
 from sovfed.server.home import load_settings
-from sovfed.server.orders.apart import refusals_of
 from sovfed.server.orders.approved import approved
+from sovfed.server.orders.foreseen import foreseen
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.making import read_answers, read_order
+from sovfed.server.orders.purging import unpurged
 from sovfed.server.orders.told import officer_commands, order_lines, said_lines
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
@@ -163,9 +164,13 @@ class Overview:
         begun = (path.parent / STATE).exists()
         return OrderView(
             name, read_run(self._home, name)["status"] if begun else "proposed", tuple(order_lines(proposal)),
-            tuple(said_lines(proposal, read_answers(path.parent))), tuple(refusals_of(self._home, proposal.order)),
+            tuple(said_lines(proposal, read_answers(path.parent))), tuple(foreseen(self._home, proposal.order)),
             officer_commands(name), str(path), approved(self._home, proposal).lacking,
         )  # fmt: skip
+
+    def unpurged(self) -> list[str]:
+        """Which permits have ended with something of their runs still here, and how that is erased."""
+        return list(unpurged(self._home, time.time()))
 
     def budgets(self) -> list[dict[str, Any]]:
         """The private runs, with what they were planned for and, of those that finished, what they promise."""

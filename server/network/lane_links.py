@@ -179,7 +179,7 @@ class Links:
         self._max_message_bytes, self._offer_timeout_s = max_message_bytes, offer_timeout_s
         self._links = {int(node.node_id): Link(node) for node in nodes}
         self._wanted, self._patience_s = awaited.wanted, awaited.patience_s
-        self._expected, self._on_presence = awaited.expected, awaited.on_change
+        self._expected, self._on_presence, self._is_asked = awaited.expected, awaited.on_change, awaited.asked
         self._opened_at, self._told = time.time(), Presence(0, 0, {})
         self._online = set(self._links)
         self._joined, self._joined_at = 0, float("-inf")  # how many are there, and when (monotonic) one was more
@@ -214,7 +214,7 @@ class Links:
 
     def _all_there(self, passed_s: float) -> bool:
         """Whether it need not be waited any longer for nodes to join."""
-        links = self._all()
+        links = self._asked()
         joined = sum(link.connected for link in links)
         if joined < self._wanted and passed_s < self._patience_s:
             return False
@@ -223,7 +223,7 @@ class Links:
 
     def presence(self) -> Presence:
         """Who has joined, and who is missing since when."""
-        now, links = time.monotonic(), self._all()
+        now, links = time.monotonic(), self._asked()
         gone = {link.info.name: link.missing_since for link in links if link.lost_for(now) >= GRACE_S}
         joined = len(links) - len(gone)
         if joined + len(gone) < self._wanted:  # of those that are enrolled, who has not been seen at all
@@ -259,6 +259,10 @@ class Links:
 
     def _all(self) -> list[Link]:
         return list(self._links.values())
+
+    def _asked(self) -> list[Link]:
+        """Those whom the run is for."""
+        return [link for link in self._all() if self._is_asked(link.info.name)]
 
     # On the event loop's thread.
 

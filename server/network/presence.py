@@ -35,12 +35,16 @@ class Presence:
 
 @dataclass(frozen=True)
 class Awaited:
-    """Whom a run waits for: `wanted` institutions, for `patience_s` at most, of those that are `expected` by name."""
+    """Whom a run waits for: `wanted` institutions, for `patience_s` at most, of those that are `expected` by name.
+
+    Only those whose name is `asked` count: a run may be for a named cohort of those that are connected.
+    """
 
     wanted: int = 0
     patience_s: float = 0.0
     expected: tuple[str, ...] = ()
     on_change: Callable[[Presence], None] = field(default=lambda _: None)
+    asked: Callable[[str], bool] = field(default=lambda _: True)
 
 
 NOBODY: Final = Awaited()

@@ -19,7 +19,7 @@ from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from sovfed.federation.config import Config
@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 
 DAYS: Final = Terms().table_days
 DAY_S: Final = 86_400
+NAMED: Final = 3  # runs in a warning; the rest are counted
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A sum that run `run` has opened over `institutions`; `until` (Unix time) it judges others, None: for ever."""
+    """A sum that run `run`, `begun` then, has opened over `institutions`; it judges others `until`, None: for ever.
+
+    Both in Unix time.
+    """
 
     run: str
     institutions: frozenset[str]
     until: float | None
+    begun: float = 0.0
 
 
 def is_judged(order: RunOrder) -> bool:
@@ -54,11 +59,13 @@ def opened_sums(home: Path, now: float) -> Iterator[Opened]:
             until = begun + DAYS * DAY_S if proposal.order.kind == "private" else None
             if until is None or now < until:
                 cohorts = {frozenset(map(str, line["participants"])) for line in read_rounds(folder)}
-                yield from (Opened(folder.name, cohort, until) for cohort in sorted(cohorts, key=sorted) if cohort)
+                yield from (
+                    Opened(folder.name, cohort, until, begun) for cohort in sorted(cohorts, key=sorted) if cohort
+                )
 
 
 def refusals_of(home: Path, order: RunOrder, now: float | None = None) -> list[str]:
-    """Why institutions will not answer the run of `order`, in plain words; [] if nothing speaks against it."""
+    """Why institutions will not answer the run of `order`, in a sentence; [] if nothing speaks against it."""
     return _refusals(home, order.run, order.cohort, order.min_cohort, now) if is_judged(order) else []
 
 
@@ -70,18 +77,30 @@ def refusals_of_config(home: Path, run: str, config: Config) -> list[str]:
 
 def _refusals(home: Path, run: str, cohort: Collection[str], least: int, now: float | None) -> list[str]:
     asked = frozenset(cohort or (member.institution for member in members(home)))
-    near = {
-        earlier.run: earlier for earlier in opened_sums(home, time.time() if now is None else now)
+    near = [
+        earlier for earlier in opened_sums(home, time.time() if now is None else now)
         if earlier.run != run and 0 < len(asked ^ earlier.institutions) < least
-    }  # fmt: skip
-    return [_told(earlier, asked, least, named=bool(cohort)) for earlier in near.values()]
+    ]  # fmt: skip
+    near.sort(key=lambda earlier: earlier.begun)
+    return [_told(near, asked, least, named=bool(cohort))] if near else []
 
 
-def _told(earlier: Opened, asked: frozenset[str], least: int, *, named: bool) -> str:
-    whose = "its cohort" if named else "the institutions that are enrolled, for it names no cohort,"
-    until = "" if earlier.until is None else f", or wait until {time.strftime('%F', time.gmtime(earlier.until))}"
+def _told(near: Sequence[Opened], asked: frozenset[str], least: int, *, named: bool) -> str:
+    """One warning of all sums that are `near`, with what to do about the newest."""
+    newest = near[-1].institutions
+    same = [earlier for earlier in near if earlier.institutions == newest]
+    runs = sorted({earlier.run for earlier in same})
+    others = len({earlier.run for earlier in near} - {*runs})
+    whose = "its cohort" if named else "who is enrolled, for it names no cohort,"
+    ends = [earlier.until for earlier in near if earlier.until is not None]
+    until = f", or wait until {time.strftime('%F', time.gmtime(max(ends)))}" if len(ends) == len(near) else ""
     return (
-        f"institutions will refuse this, unless their policies say otherwise: {whose} and those of run '{earlier.run}' "
-        f"differ by {', '.join(sorted(asked ^ earlier.institutions))}, fewer than {least}, and the two would tell what "
-        f"these hold: order.cohort=[{','.join(sorted(earlier.institutions))}]{until}"
+        f"institutions will refuse this by default: {whose} differs by {', '.join(sorted(asked ^ newest))}, fewer than "
+        f"{least}, from that of {_listed(runs)}{f' (and of {others} other runs)' if others else ''}, and the two sums "
+        f"would tell what these hold; do: order.cohort=[{','.join(sorted(newest))}]{until}"
     )
+
+
+def _listed(runs: Sequence[str]) -> str:
+    more = f" and {len(runs) - NAMED} more" if len(runs) > NAMED else ""
+    return f"run{'s' if len(runs) > 1 else ''} {', '.join(runs[:NAMED])}{more}"

@@ -12,7 +12,6 @@ from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, IdentityError, PolicyError
 from sovfed.federation.identity import Trust
 from sovfed.federation.orders.approving import counted, signer_of
-from sovfed.federation.text import visible
 from sovfed.server.home import SETTINGS, load_settings
 
 if TYPE_CHECKING:
@@ -74,14 +73,3 @@ def _holding(home: Path, proposal: Proposal) -> Iterator[SignerIdentity]:
             continue
         if signer is not None:
             yield signer
-
-
-def bound_line(server: ServerConfig) -> str:
-    """Whether the agency has bound itself, in words."""
-    if not server.min_approvers:
-        return (
-            "orders: the server alone may begin a run; server.min_approvers in server.json asks for people's approvals"
-        )
-    return visible(
-        f"orders: no run begins before {server.min_approvers} people of {', '.join(server.approvers)} have approved it"
-    )

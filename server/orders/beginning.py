@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.files import write_private
-from sovfed.federation.orders.beginning import Beginning, file_words, start_digest
+from sovfed.federation.orders.beginning import Beginning, parted, start_digest
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import visible
 from sovfed.server.rounds.beginning import read_start
@@ -29,7 +29,8 @@ def beginning(config: Config) -> Beginning:
         return Beginning()
     path = Path(config.task.start)
     vector, _ = read_start(path, configured_task(config.task), private=config.privacy.private)
-    return Beginning(start_digest(vector), origin(path))
+    words, file = origin(path)
+    return Beginning(start_digest(vector), words, 0, file)
 
 
 def beginning_after(folder: Path, number: int) -> Beginning:
@@ -40,20 +41,20 @@ def beginning_after(folder: Path, number: int) -> Beginning:
     return Beginning(start_digest(kept_model(folder, number)), where, number)
 
 
-def origin(path: Path, run: str = "") -> str:
-    """Where the model in the file `path` is from, in words for people: of run `run`, as was kept beside it, or a file.
+def origin(path: Path, run: str = "") -> tuple[str, str]:
+    """Where the model in the file `path` is from, and the file's SHA-256 (hex), by which releases call that model.
 
-    The file's own SHA-256 is what releases call that model.
+    In words for people: of run `run`, as was kept beside it, or a file.
     """
     kept = path.with_suffix(ORIGIN)
     if not run and kept.exists():
-        return kept.read_text(encoding="utf-8")
+        return parted(kept.read_text(encoding="utf-8"))
     name = path.parent.name if path.name == "model.safetensors" else path.name
-    what = f"the model of run {run}" if run else f"the model in {visible(name)[:WORDS]}"
     with path.open("rb") as file:
-        return f"{what}{file_words(hashlib.file_digest(file, 'sha256').hexdigest())}"
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"the model of run {run}" if run else f"the model in {visible(name)[:WORDS]}", digest
 
 
-def keep_origin(copy: Path, words: str) -> None:
-    """Write where the model in the file `copy` is from beside it."""
-    write_private(copy.with_suffix(ORIGIN), words.encode())
+def keep_origin(copy: Path, words: str, file: str) -> None:
+    """Write beside the model in the file `copy` where it is from, and the SHA-256 (hex) of the file that it was."""
+    write_private(copy.with_suffix(ORIGIN), Beginning(start_from=words, start_file=file).words.encode())

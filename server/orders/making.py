@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from sovfed.federation.messages import Bytes, RunRequest
     from sovfed.federation.secagg.keys import Identity
 
+log = logging.getLogger(__name__)
 FILE: Final = "order.json"  # in the run's folder
 ANSWERS: Final = "answers.json"
 DAY_S: Final = 86_400
@@ -121,6 +123,7 @@ class Ordering:
         if kept is not None and (reason := self._void(kept.order, request, begins, now)):
             if kept.approvals:
                 raise ConfigError(f"{self.folder / FILE}: {reason}; propose the run anew")
+            log.warning("the order is made anew, for the same purpose, %r: %s", self.config.order.purpose, reason)
             kept = None
         if self.home is not None:
             require_approved(self.home, self.folder.name, kept, self.config.server.min_approvers)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.files import private_directory, write_private
+from sovfed.federation.files import alone, private_directory, write_private
 from sovfed.federation.orders.approving import approve as approved_by
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.order import Proposal, read_proposal
@@ -98,11 +98,12 @@ def approve(path: Path, read: RunOrder, person: SigningKey) -> Proposal:
 
     Raises ConfigError if it is another by now.
     """
-    proposal = read_proposal(path.read_bytes(), str(path))
-    if proposal.order != read:
-        raise ConfigError(f"{path}: it holds another order than the one that was read; read it again")
-    proposal = approved_by(proposal, person)
-    write_private(path, proposal.to_bytes())
+    with alone(path.resolve().parent):
+        proposal = read_proposal(path.read_bytes(), str(path))
+        if proposal.order != read:
+            raise ConfigError(f"{path}: it holds another order than the one that was read; read it again")
+        proposal = approved_by(proposal, person)
+        write_private(path, proposal.to_bytes())
     key = to_base64(person.certificate)
     tell(home_of(path), OrderEvent("approved", proposal.order.digest, proposal.order.run, str(person.identity), key))
     return proposal

@@ -41,6 +41,7 @@ class Unlearning:
     cohort: tuple[str, ...] = bounded(low=1, high=63)
     from_round: int = bounded(0, 0, 1_000_000)
     earlier_model: str = bounded("", 0, 64)
+    purpose: str = bounded("", 0, 500, doc="of the new run's order; empty: the earlier one's")
 
 
 def read_unlearning(folder: Path) -> Unlearning | None:
@@ -49,8 +50,8 @@ def read_unlearning(folder: Path) -> Unlearning | None:
     return bind(Unlearning, json.loads(path.read_bytes()), str(path)) if path.exists() else None
 
 
-def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
-    """Propose run `name`: `run` anew without those who withdrew from it.
+def unlearn(home: Path, run: str, name: str, purpose: str = "") -> tuple[Unlearning, Proposal]:
+    """Propose run `name`: `run` anew without those who withdrew from it, for its purpose or another.
 
     Raises ConfigError where nobody has, too few are left, or the run still goes on.
     """
@@ -70,7 +71,8 @@ def unlearn(home: Path, run: str, name: str) -> tuple[Unlearning, Proposal]:
             f"without {', '.join(gone)} there are {len(left)} institutions, minimum cohort is {least}: "
             "the model cannot be made anew by them; `sovfed run propose` a run that more can join"
         )
-    made = Unlearning(run, gone, left, _from_round(old, config, gone), (summary or {}).get("model_sha256", ""))
+    earlier = (summary or {}).get("model_sha256", "")
+    made = Unlearning(run, gone, left, _from_round(old, config, gone), earlier, purpose or config.order.purpose)
     kept = {FILE: json.dumps(asdict(made), indent=1).encode()}  # before there is an order that could be started
     begins = beginning_after(old, made.from_round) if made.from_round else None
     proposal = propose(home, name, _without(config, name, made), (), kept, begins)
@@ -130,7 +132,8 @@ def stated(made: Unlearning) -> dict[str, object]:
 
 def _without(config: Config, name: str, made: Unlearning) -> Config:
     server = replace(config.server, start_cohort=min(config.server.start_cohort, len(made.cohort)))
-    return replace(config, run_name=name, server=server, order=replace(config.order, cohort=made.cohort))
+    order = replace(config.order, cohort=made.cohort, purpose=made.purpose or config.order.purpose)
+    return replace(config, run_name=name, server=server, order=order)
 
 
 def _willing(folder: Path, config: Config) -> list[str]:

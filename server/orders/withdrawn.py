@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.files import write_private
+from sovfed.federation.files import alone, write_private
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded
 
@@ -58,6 +58,7 @@ def withdrawn_from(folder: Path) -> frozenset[str]:
 
 def add_withdrawal(folder: Path, withdrawal: Withdrawal) -> None:
     """Write down one more, in place of an earlier one of the same institution."""
-    kept = [entry for entry in read_withdrawn(folder) if entry.institution != withdrawal.institution]
-    entries = sorted([*kept, withdrawal], key=lambda entry: entry.institution)
-    write_private(folder / FILE, json.dumps([asdict(entry) for entry in entries], indent=1).encode())
+    with alone(folder):
+        kept = [entry for entry in read_withdrawn(folder) if entry.institution != withdrawal.institution]
+        entries = sorted([*kept, withdrawal], key=lambda entry: entry.institution)
+        write_private(folder / FILE, json.dumps([asdict(entry) for entry in entries], indent=1).encode())

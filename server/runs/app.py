@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flwr.serverapp.grid import Grid
 from flwr.supercore.run import RunNotRunningException
@@ -43,6 +43,7 @@ from sovfed.server.home import load_settings
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence, write_presence
 from sovfed.server.orders.making import Ordering
+from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.own_tasks import require_reviewed
 from sovfed.server.registry.enrolment import members
 from sovfed.server.rounds.coordinator import coordinate
@@ -65,6 +66,9 @@ from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
 from sovfed.server.runs.sheet import sign_table
 from sovfed.server.runs.spare import wait_for_task, write_output_to
 from sovfed.server.runs.tracking import Tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 SAME_AGAIN: Final = (ConfigError, PrivacyError, TrainingError)  # for its settings or its model: a resumed run has both
@@ -154,11 +158,15 @@ def connect(base: Grid, config: Config, home: Path, folder: Path) -> tuple[Strea
     Who has joined, and who is missing, stands in `folder`.
     """
     server, started = config.server, time.monotonic()
-    nodes = _wait_for_cohort(base, config)
-    expected = tuple(member.institution for member in members(home))
-    awaited = Awaited(
-        server.start_cohort, started + server.node_wait_s - time.monotonic(), expected, partial(_note, folder)
-    )
+    cohort, gone = config.order.cohort, withdrawn_from(folder)
+
+    def asked(name: str) -> bool:
+        return (not cohort or name in cohort) and name not in gone
+
+    nodes = _wait_for_cohort(base, config, asked)
+    expected = tuple(filter(asked, (member.institution for member in members(home))))
+    wanted = min(server.start_cohort, len(set(cohort) - gone)) if cohort else server.start_cohort
+    awaited = Awaited(wanted, started + server.node_wait_s - time.monotonic(), expected, partial(_note, folder), asked)
     if server.lane == "flower":
         return FlowerGrid(base), "flower"
     try:
@@ -188,22 +196,22 @@ def _note(folder: Path, presence: Presence) -> None:
         log.warning("%s: %s", folder, error)
 
 
-def _wait_for_cohort(base: Grid, config: Config) -> list[Any]:
+def _wait_for_cohort(base: Grid, config: Config, asked: Callable[[str], bool]) -> list[Any]:
+    """All nodes, once enough of those that are `asked` are there. Raises CohortError."""
     least, patience = config.server.min_cohort, config.server.node_wait_s
     ideal = max(least, config.server.start_cohort)
     deadline, settled = time.monotonic() + patience, 0.0
     while True:
         nodes = list(base.get_nodes())
+        count = sum(asked(node.name) for node in nodes)
         now = time.monotonic()
-        if len(nodes) >= ideal and ideal > least:
+        if count >= ideal and ideal > least:
             return nodes
-        settled = settled or (now + SETTLE_S if len(nodes) >= least and ideal == least else 0.0)
-        if (settled and now >= settled) or (now >= deadline and len(nodes) >= least):
+        settled = settled or (now + SETTLE_S if count >= least and ideal == least else 0.0)
+        if (settled and now >= settled) or (now >= deadline and count >= least):
             return nodes
         if now >= deadline:
-            raise CohortError(
-                f"{len(nodes)} institutions are connected after {patience:g} s, server.min_cohort is {least}"
-            )
+            raise CohortError(f"{count} institutions are connected after {patience:g} s, server.min_cohort is {least}")
         time.sleep(0.1)
 
 

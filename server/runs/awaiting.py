@@ -225,7 +225,8 @@ def _cohort(
     """Who is not connected, where too few are for a round."""
     if nodes is None or (awaiting is None and run["rounds_done"]):
         return []
-    known = [node for node in nodes if node.status != "unregistered"]
+    named = run.get("cohort") or ()  # else the run is for all
+    known = [node for node in nodes if node.status != "unregistered" and (not named or node.name in named)]
     online = [node.name for node in known if node.status == "online"]
     least = int(run["min_cohort"])
     if len(online) >= least:

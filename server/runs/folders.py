@@ -23,6 +23,7 @@ from sovfed.server.network.presence import read_presence
 from sovfed.server.orders.approved import require_approved
 from sovfed.server.orders.beginning import beginning as beginning_with
 from sovfed.server.orders.beginning import keep_origin, origin
+from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.making import read_order
 from sovfed.server.own_tasks import in_folder, require_reviewed
 from sovfed.server.runs.coordinators import LOCK, RUN_STATE, coordinator_of, send
@@ -135,14 +136,14 @@ def _with_own_start(home: Path, folder: Path, config: Config) -> Config:
     start, own = config.task.start, folder / BEGINNING
     if start is None or Path(start) == own:
         return config
-    _, content, words = _start_file(home, start)
+    _, content, whence = _start_file(home, start)
     write_private(own, content)
-    keep_origin(own, words)
+    keep_origin(own, *whence)
     return replace(config, task=replace(config.task, start=str(own)))
 
 
-def _start_file(home: Path, start: str) -> tuple[Path, bytes, str]:
-    """The file of the model that `task.start` names, a path or a run, what is in it, and where it is from.
+def _start_file(home: Path, start: str) -> tuple[Path, bytes, tuple[str, str]]:
+    """The file of the model that `task.start` names, a path or a run, what is in it, and its `origin`.
 
     Raises ConfigError.
     """
@@ -159,8 +160,9 @@ def beginning(home: Path, config: Config) -> Beginning:
     """The model that a run of `config` will begin with, as its order names it. Raises SovfedError."""
     if config.task.start is None:
         return Beginning()
-    path, _, words = _start_file(home, config.task.start)
-    return replace(beginning_with(replace(config, task=replace(config.task, start=str(path)))), start_from=words)
+    path, _, (words, file) = _start_file(home, config.task.start)
+    begins = beginning_with(replace(config, task=replace(config.task, start=str(path))))
+    return replace(begins, start_from=words, start_file=file)
 
 
 def stop_run(control: ControlClient, home: Path, name: str) -> None:
@@ -216,6 +218,7 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
         "reason": reason,
         "rounds": state["config"]["rounds"],
         "min_cohort": state["config"]["server"]["min_cohort"],
+        "cohort": list(state["config"].get("order", {}).get("cohort", ())),
         "rounds_done": lines[-1]["round"] if lines else 0,
         "round_deadline_s": state["config"]["server"]["round_deadline_s"],
         "epsilon": _epsilon(state["config"]["privacy"]),
@@ -276,6 +279,11 @@ def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
 def read_state(home: Path, name: str) -> dict[str, Any]:
     """The run's state file, as it stands. Raises ConfigError if there is no such run."""
     path = run_folder(home, name) / STATE
+    if not path.exists() and (path.parent / ORDER).exists():
+        raise ConfigError(
+            f"run '{name}' is proposed and has not begun: `sovfed run explain {name}` tells of it, `sovfed run start "
+            f"--proposed {name}` begins it"
+        )
     if not path.exists():
         names = [state.parent.name for state in (home / "runs").glob(f"*/{STATE}")]
         raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")

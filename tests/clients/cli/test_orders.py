@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.clients.orders.house import CONFIG, House, whole
 
+from sovfed.clients.cli.doctor import officer_findings
 from sovfed.clients.cli.institution import cli
 from sovfed.clients.home.folder import create
 from sovfed.clients.home.policy import POLICY, Policy, load_policy
@@ -19,7 +20,7 @@ from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import IdentityError, OrderError, PolicyError, SovfedError
 from sovfed.federation.files import write_atomic
-from sovfed.federation.host.status import Status, supervising, write_status
+from sovfed.federation.host.status import Status, read_status, supervising, write_status
 from sovfed.federation.orders.approving import approve
 
 
@@ -91,6 +92,30 @@ def test_the_word_of_an_officer_whom_the_running_node_does_not_know_is_refused_w
         assert shown(house) == "awaiting"  # a trainer that starts anew
         client(house, "orders", "refuse", "study", "--key", key)
     assert shown(house) == "refused"
+
+
+def test_status_and_doctor_say_that_no_officer_is_named_or_that_one_is_not_in_force_yet(house: House) -> None:
+    home, key = house.folder / "h1", str(house.folder / "ito.pem")
+    nobody_yet, changed = "no officer yet, and every run waits for one", "not in force yet: ito"
+    assert shown(house) == "awaiting"
+
+    def told() -> tuple[str, list[str]]:
+        status = client(house, "status", code=4).output if read_status(home) is None else client(house, "status").output
+        return status, [finding.found for finding in officer_findings(home, load_policy(home).orders)]
+
+    status, found = told()
+    assert nobody_yet in status and nobody_yet in found[0]
+    with supervising(home):
+        write_status(home, Status(1, 0.0, ()))
+        client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase")
+        status, found = told()
+        assert nobody_yet not in status and changed in status and "`sovfed client down --home" in status
+        assert changed in found[0] and json.loads(client(house, "status", "--json").output)["officers"] == found
+        assert shown(house) == "awaiting"  # a trainer that starts anew
+        assert found != (found := told()[1]) and found == ["ito"]
+        policy = (home / POLICY).read_text()
+        (home / POLICY).write_text(policy.replace("ito=", "eve="))
+        assert "eve; ito, who is no longer in it and still holds" in told()[0]
 
 
 def test_without_a_node_that_runs_an_officer_signs_for_the_next_one(house: House) -> None:

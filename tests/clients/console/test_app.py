@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -118,3 +119,19 @@ def test_a_home_that_is_none_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sovfed", "client", "console", "--home", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "client init" in done.stderr
+
+
+def test_permits_that_ended_unpurged_and_officers_who_are_missing_are_told(home: Path, page: httpx.Client) -> None:
+    entry = {"order": "0" * 64, "name": "study", "permit": "p-12", "answered": {}}
+    (home / "orders" / "state" / "runs.json").write_text(json.dumps({"7": entry}))
+    policy = home / "policy.yaml"
+    before = policy.read_text()
+    assert "permits: {}\n" in before
+    policy.write_text(before.replace("permits: {}\n", 'permits: {p-12: {expires: "2020-12-31"}}\n'))
+    try:
+        for path in ("/status", "/orders"):
+            text = page.get(path).text
+            assert "permit p-12 ended on 2020-12-31: `sovfed client purge p-12`" in text
+            assert "no officer yet, and statistics wait for one" in text
+    finally:
+        policy.write_text(before)

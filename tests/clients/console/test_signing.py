@@ -34,7 +34,8 @@ from sovfed.federation.files import write_atomic
 from sovfed.federation.host.forms import FORM_BYTES, TRIES
 from sovfed.federation.host.processes import listening
 from sovfed.federation.host.status import Status, supervising, write_status
-from sovfed.federation.orders.answers import create_officer
+from sovfed.federation.identity import load_roots
+from sovfed.federation.orders.answers import create_officer, read_answer
 
 WORDS = "correct horse battery & staple=ü"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -165,8 +166,8 @@ def test_an_officer_reads_what_the_command_shows_and_signs_or_refuses_as_by_the_
         (mine,), (theirs,) = log_of(home, digests[here]), log_of(home, digests[there])
         differ = {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
         assert mine["event"] == theirs["event"] and differ <= {"name", "order", "at", "time", "before"}, differ
-    for digest in digests.values():
-        assert f'value="{digest}"' not in page.get("/orders").text  # it waits no more
+    waiting = page.get("/orders").text.partition("Taking a word back")[0]
+    assert not any(f'value="{digest}"' in waiting for digest in digests.values())  # they wait no more
 
 
 def test_the_page_refuses_in_the_words_of_the_command(house: House, home: Path, page: httpx.Client) -> None:
@@ -396,3 +397,67 @@ def test_every_field_has_its_label_and_nothing_is_chosen_beforehand(house: House
     assert text.count("<fieldset>") == text.count("<legend>") == text.count("<form") >= 2
     assert "checked" not in text and 'type="password" maxlength="1024" autocomplete="off"' in text
     assert not re.search(r"<script(?! src=)|<style|<[^>]*\s(style|on\w+)=", text)
+
+
+def test_a_signed_order_is_refused_or_withdrawn_from_on_the_page_as_by_the_command(
+    house: House, home: Path, page: httpx.Client
+) -> None:
+    key, roots = str(house.folder / "ito.pem"), load_roots(home / "identity" / "root.pem")
+    digests = {name: asked(house, name) for name in ("back-page", "back-typed", "gone-page", "gone-typed")}
+    for digest in digests.values():
+        assert page.post("/orders", data=form(page, digest)).status_code == 303
+    assert page.get(f"/orders/{digests['gone-page']}.withdrawal").status_code == 404  # it stands yet
+    refused = form(page, digests["back-page"], decision="refused", reason="not any more")
+    assert page.post("/orders", data=refused).status_code == 303
+    assert command(home, "refuse", "back-typed", "--reason", "not any more", "--key", key).exit_code == 0
+    assert word(home, digests["back-page"]) == word(home, digests["back-typed"]) == ("refused", "ito", "not any more")
+    withdrawn = form(page, digests["gone-page"], decision="withdrawn", reason="a patient asked")
+    assert page.post("/orders", data=withdrawn).status_code == 303
+    out = house.folder / "typed.withdrawal"
+    words = ("withdraw", "gone-typed", "--reason", "a patient asked", "--out", str(out), "--key", key)
+    assert command(home, *words).exit_code == 0
+    assert word(home, digests["gone-page"]) == word(home, digests["gone-typed"])
+    assert log_of(home, digests["gone-page"])[0]["event"] == log_of(home, digests["gone-typed"])[0]["event"]
+    assert OrderBook(home).withdrawn_tasks() == {house.proposal(whole(CONFIG), CONFIG).order.task_digest}
+    statement = page.get(f"/orders/{digests['gone-page']}.withdrawal")
+    assert statement.headers["content-disposition"] == 'attachment; filename="gone-page.withdrawal"'
+    said = read_answer(statement.content, "statement")
+    said.check_origin(roots)  # what the agency records it by
+    assert (said.order, said.decision) == (digests["gone-page"], "withdrawn")
+    assert f'href="/orders/{digests["gone-page"]}.withdrawal"' in page.get("/orders").text
+    again = form_of(page, digests["back-page"], "withdrawn")
+    assert page.post("/orders", data=again).status_code == 303  # also from one that was refused
+
+
+def test_nothing_is_taken_back_without_an_officers_passphrase_or_where_nothing_was_said(
+    house: House, home: Path, console: Console, page: httpx.Client
+) -> None:
+    digest, waiting = asked(house, "kept"), asked(house, "not-yet")
+    assert page.post("/orders", data=form(page, digest)).status_code == 303
+    assert "neither signed nor refused" in told(page.post("/orders", data=form(page, waiting, decision="withdrawn")))
+    for changes, why in (
+        ({"passphrase": "guess"}, "another passphrase"), ({"passphrase": ""}, "another passphrase"),
+        ({"officer": ""}, "no officer"), ({"officer": "zoe"}, "no officer"),
+        ({"decision": "signed"}, "neither refused"), ({"decision": "standing"}, "neither refused"),
+        ({"csrf": ""}, "too old"),
+    ):  # fmt: skip
+        filled = form_of(page, digest, "withdrawn") | changes
+        assert why in told(page.post("/orders", data=filled)), changes
+    once = form_of(page, digest, "withdrawn")
+    elsewhere = {"Origin": "https://attacker.example"}
+    assert page.post("/orders", data=once, headers=elsewhere).status_code == 403
+    with httpx.Client(base_url=console.address, trust_env=False, timeout=60.0) as stranger:
+        assert stranger.post("/orders", data=once).status_code == 401
+        assert stranger.get(f"/orders/{digest}.withdrawal").status_code == 401
+    for path in (f"{digest[:12]}", "..%2f..%2fpolicy", "0" * 64, digest.upper(), f"{digest}%00"):
+        assert page.get(f"/orders/{path}.withdrawal").status_code == 404, path
+    assert word(home, digest) == ("signed", "ito", "") and word(home, waiting) is None
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda filled: page.post("/orders", data=filled), [once] * 4))
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409]
+    assert [entry["event"] for entry in log_of(home, digest)] == ["withdrawn", "signed"]
+    assert f'value="{digest}"' not in page.get("/orders").text  # nothing more is said to it
+
+
+def form_of(page: httpx.Client, digest: str, decision: str) -> dict[str, str]:
+    return form(page, digest, decision=decision, reason="")

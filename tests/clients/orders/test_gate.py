@@ -29,7 +29,7 @@ from sovfed.federation.messages import (
     RunRequest,
     SecaggRequest,
 )
-from sovfed.federation.orders.answers import CONSENTED, REFUSED, SIGNED
+from sovfed.federation.orders.answers import CONSENTED, REFUSED, SIGNED, Answer
 from sovfed.federation.orders.order import Proposal
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.keys import HYBRID
@@ -540,6 +540,24 @@ def test_who_withdrew_answers_nothing_more_of_the_run_and_consents_to_no_other_o
     assert (state, answer and answer.decision) == ("withdrawn", "withdrawn")
     again = house.proposal(other, CONFIG, purpose="again, without asking")
     assert gate.consider(house.show(other, again)) == ("awaiting", None)
+
+
+def test_a_withdrawal_said_twice_is_one_and_what_a_trainer_writes_is_none(tmp_path: Path) -> None:
+    """A trainer that was taken over wrote "withdrawn" among its own words, so that nobody could withdraw."""
+    house = House(tmp_path)
+    home, request = house.home("h1"), whole(CONFIG)
+    house.gate("h1", OrderRules())
+    create(home, ClientConfig(home=str(home)), Policy())
+    order, book = house.proposal(request, CONFIG).order, OrderBook(home)
+    identity = load_identity(home / "identity")
+    with pytest.raises(IdentityError, match="no officer"):  # nor does the node sign for one whom nobody names any more
+        withdraw(book, order, lambda: house.officer("h1"), "ito", "", int(house.now))
+    book.write_consent(Answer(order.digest, "h1", "withdrawn", at=1).by_node(identity))
+    first = withdraw(book, order, lambda: house.officer("h1"), "", "", int(house.now))
+    assert book.answer(order.digest) == first and book.withdrawn_tasks() == {order.task_digest}
+    assert withdraw(book, order, lambda: house.officer("h1"), "", "again", int(house.now) + 9) == first
+    book.write_answer(dataclasses.replace(first, reason="changed"))  # it holds no more
+    assert withdraw(book, order, lambda: house.officer("h1"), "", "anew", int(house.now)).reason == "anew"
 
 
 def test_a_list_of_withdrawals_that_cannot_be_read_consents_to_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,21 @@ import pytest
 from click.testing import CliRunner
 from tests.clients.orders.house import CONFIG, TASK, House, whole
 from tests.clients.orders.test_evaluation import message, models, scoring
+from tests.federation.evidence.test_retention import cosign
 
 from sovfed.clients.cli.institution import cli
+from sovfed.clients.home.policy import Policy
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.metrics import institution_metrics
+from sovfed.clients.node.up import purge_what_ended
 from sovfed.clients.orders.book import OrderBook
-from sovfed.clients.orders.purge import purge, unpurged
+from sovfed.clients.orders.purge import AWAY_S, purge, purge_ended, unpurged
 from sovfed.clients.orders.rules import DataPermit, OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_of
 from sovfed.clients.training.halfway import FILE as HALFWAY
 from sovfed.federation.errors import BoundError, EvidenceError, OrderError, ServiceError
+from sovfed.federation.evidence.retention import cosigned
+from sovfed.federation.evidence.store import LogReader, record
 from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.host.status import supervising
 from sovfed.federation.identity import load_roots
@@ -166,3 +173,41 @@ def test_status_and_metrics_remind_of_a_permit_that_has_ended(tmp_path: Path) ->
     purge(home, OrderBook(home), "p-1", load_identity(home / "identity"), lambda _run: 0, house.now)
     assert "purge p-1" not in CliRunner().invoke(cli, ["status", "--home", str(home)]).output
     assert counted() == 0
+
+
+def test_what_a_permit_left_goes_by_itself_where_the_policy_says_so_and_the_clock_is_believed(tmp_path: Path) -> None:
+    """After its last day, as by the command; not by a node that was off for long, whose clock went back, or is up."""
+    house, yesterday = House(tmp_path), datetime.now(UTC).date() - timedelta(days=1)
+    permits = {"p-1": DataPermit(without_privacy=True, expires=f"{yesterday}"), "p-2": DataPermit(expires="2999-01-01")}
+    house.now = permits["p-1"].ends - 3600
+    gate, home = house.gate("h1", OrderRules(), permits), house.home("h1")
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    key = private_directory(home / "secagg") / f"{run_bytes('7').hex()}.session"
+    write_private(key, b"keys")
+    policy = Policy(permits=permits, purge_ended_permits=True)
+    record(home, "policy", policy="00")
+    purge_what_ended(home, dataclasses.replace(policy, purge_ended_permits=False))
+    with supervising(home):
+        purge_what_ended(home, policy)
+    for now in (time.time() + AWAY_S + 60, time.time() - 3600):
+        assert purge_ended(home, permits, now) == []
+    assert key.exists() and not OrderBook(home).is_purged("p-1")
+    purge_what_ended(home, policy)
+    assert not key.exists() and OrderBook(home).is_purged("p-1")
+    assert next(LogReader(home).newest())["event"] == "purged"
+    purge_what_ended(home, policy)  # once
+    assert len([entry for entry in LogReader(home).newest() if entry.get("event") == "purged"]) == 1
+
+
+def test_a_clock_that_is_ahead_of_whoever_cosigned_the_log_purges_nothing(tmp_path: Path) -> None:
+    house, tomorrow = House(tmp_path), datetime.now(UTC).date() + timedelta(days=1)
+    permits = {"p-1": DataPermit(without_privacy=True, expires=f"{tomorrow}")}
+    gate, home, ahead = house.gate("h1", OrderRules(), permits), house.home("h1"), permits["p-1"].ends + 60
+    gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG, permit="p-1")))
+    record(home, "policy", policy="00")
+    record(house.folder / "agency", "login", role="viewer")
+    cosign(home, house.folder / "agency")
+    assert cosigned(home)[1] > 0
+    assert purge_ended(home, permits, ahead) == [] and not OrderBook(home).is_purged("p-1")
+    ended = {"p-1": dataclasses.replace(permits["p-1"], expires=f"{tomorrow - timedelta(days=2)}")}
+    assert [receipt.permit for receipt in purge_ended(home, ended, time.time())] == ["p-1"]

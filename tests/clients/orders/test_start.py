@@ -135,8 +135,9 @@ def test_the_coordinator_shows_no_approved_order_for_another_beginning(house: Ho
     approved = approve(Proposal(make_order(config, "study", request, house.now, (), beginning(config))), person)
     write_order(folder, approved)
     shown = read_proposal(Ordering(config, "study", folder, house.agency)(request).tobytes())
-    assert shown.order == approved.order and "the model in last-year, file SHA-256" in shown.order.start_from
-    assert any(shown.order.start in line and "last-year" in line for line in asked(shown.order))
+    assert shown.order == approved.order and shown.order.start_from == "the model in last-year"
+    named = f"the model in last-year, file SHA-256 {shown.order.start_file}"
+    assert any(shown.order.start in line and named in line for line in asked(shown.order))
     silent = approve(Proposal(make_order(config, "study", request, house.now)), person)
     write_order(folder, silent)
     with pytest.raises(ConfigError, match="begins with another model"):
@@ -150,8 +151,13 @@ def test_the_coordinator_shows_no_approved_order_for_another_beginning(house: Ho
 
 
 @pytest.mark.parametrize(
-    "changes", [{"start": ""}, {"start_from": ""}, {"start": "ab"}, {"start": "", "start_from": "", "start_round": 3}]
-)
+    "changes",
+    [
+        {"start": ""}, {"start_from": ""}, {"start": "ab"}, {"start": "", "start_from": "", "start_round": 3},
+        {"start": "", "start_from": "", "start_file": "ab" * 32}, {"start_file": "ab"},
+        {"start_from": f"the model of run x, file SHA-256 {'cd' * 32}", "start_file": "ab" * 32},
+    ],
+)  # fmt: skip
 def test_half_a_beginning_is_none(house: House, changes: dict[str, str]) -> None:
     order = made(house, BEGINS)
     with pytest.raises(ValueError, match="begins"):
@@ -161,6 +167,16 @@ def test_half_a_beginning_is_none(house: House, changes: dict[str, str]) -> None
         read_proposal(whole_.replace(b'"start_from":"the model of run heart-2026",', b""))
 
 
+def test_an_order_from_before_the_file_had_a_field_is_read_as_it_is_meant(house: House) -> None:
+    words = f"the model of run heart-2026, file SHA-256 {'ab' * 32}"
+    old = dataclasses.replace(made(house, BEGINS), start_from=words)
+    new = dataclasses.replace(old, start_from="the model of run heart-2026", start_file="ab" * 32)
+    assert "start_file" not in old.spelled and old.begins.file == new.begins.file == "ab" * 32
+    assert old.begins.words == new.begins.words == words
+    again = read_proposal(Proposal(old).to_bytes()).order
+    assert again.digest == old.digest != new.digest
+
+
 def test_an_order_without_a_beginning_is_spelled_as_before(house: House) -> None:
-    assert not {"start", "start_from", "start_round", "keys"} & made(house, Beginning()).spelled.keys()
+    assert not {"start", "start_from", "start_round", "start_file", "keys"} & made(house, Beginning()).spelled.keys()
     assert {"start", "start_from"} <= made(house, BEGINS).spelled.keys()

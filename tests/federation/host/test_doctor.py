@@ -93,3 +93,10 @@ def test_a_revocation_list_that_ends_soon_is_told_before_it_stops_everything(
     key, root = create_root("test", now)
     (tmp_path / "crl.pem").write_bytes(to_pem(make_crl(key, root, [], 1, now - timedelta(days=30 - days), 30)))
     assert [(one.name, one.state) for one in doctor.expiries(tmp_path, now)] == [("crl.pem", state)]
+
+
+@pytest.mark.parametrize(("least", "said"), [(0, "the server alone may begin a run"), (2, "before 2 people of agency")])
+def test_an_agencys_home_is_told_whether_people_have_to_approve(tmp_path: Path, least: int, said: str) -> None:
+    (tmp_path / "server.json").write_text(json.dumps({"server": {"min_approvers": least, "approvers": ["agency"]}}))
+    found = {finding.name: finding for finding in doctor.examine(tmp_path)}
+    assert found["approvals"].state == "ok" and said in found["approvals"].found

@@ -38,7 +38,7 @@ def test_a_proposal_survives_its_spelling() -> None:
 
 
 def test_every_field_is_in_the_digest() -> None:
-    base = order(cohort=("h2",), start="0" * 64, start_from="the model of run first")
+    base = order(cohort=("h2",), start="0" * 64, start_from="the model of run first", start_file="0" * 64)
     digests = {base.digest}
     for field in dataclasses.fields(RunOrder):
         value = getattr(base, field.name)

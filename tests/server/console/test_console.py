@@ -285,3 +285,10 @@ def test_passwords_are_kept_as_slow_digests_in_a_private_file(home: Path) -> Non
     assert PASSWORD not in path.read_text()
     digests = [entry["digest"] for entry in json.loads(path.read_text()).values()]
     assert len(set(digests)) == len(digests)
+
+
+def test_permits_whose_runs_were_not_purged_are_told_on_the_first_page(home: Path, anna: httpx.Client) -> None:
+    order = make_order(CONFIG, "study", whole(CONFIG), 1e9)
+    old = dataclasses.replace(order, run="old", permit="p-12")
+    write_order(private_directory(home / "runs" / "old"), Proposal(old))
+    assert "permit p-12: its last order ended on" in anna.get("/").text

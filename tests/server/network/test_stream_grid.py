@@ -401,3 +401,16 @@ def test_as_many_are_waited_for_as_are_wanted_and_no_longer_than_they_may(
     grid = open_for(4, 30.0, "r2")
     assert set(grid.get_node_ids()) == node_ids(found)
     grid.close()
+
+
+def test_only_those_whom_the_run_is_for_are_counted(found: Agency) -> None:
+    """Seen: "4 of 4 joined" of a cohort of three."""
+    told = list[Presence]()
+    grid = open_stream_grid(
+        DirectGrid(found.gateways), run_id=RUN_ID, run="r1", identity=found.signer, home=found.home,
+        address=found.address, nodes=[gateway.node for gateway in found.gateways], max_message_bytes=MAX_BYTES,
+        offer_timeout_s=10.0, awaited=Awaited(3, 10.0, (), told.append, lambda name: name != "hospital-3"),
+    )  # fmt: skip
+    assert told[-1].sentence() == "3 of 3 joined"
+    assert grid.presence() == {"joined": 3, "wanted": 3, "missing": {}}
+    grid.close()

@@ -66,12 +66,12 @@ def test_a_run_that_differs_by_few_from_an_earlier_table_is_told_of(
     home: Path, words: tuple[str, ...], differ: str
 ) -> None:
     said = told(home, *words, "run_name=second")
-    assert f"those of run 'counts' differ by {differ}, fewer than 3" in said
-    assert f"order.cohort=[{','.join(FIVE)}], or wait until" in said
+    assert f"its cohort differs by {differ}, fewer than 3, from that of run counts" in said
+    assert f"do: order.cohort=[{','.join(FIVE)}], or wait until" in said
     order = home / "runs" / "second" / "order.json"
     words = ("approve", str(order), "--yes", "--signer", str(home.parent / "people" / "ann"))
     for again in (words, ("explain", "second", "--home", str(home))):
-        assert "those of run 'counts' differ by" in CliRunner().invoke(cli, again).output
+        assert "from that of run counts" in CliRunner().invoke(cli, again).output
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,19 @@ def test_a_run_that_differs_by_few_from_an_earlier_table_is_told_of(
 )
 def test_what_institutions_answer_is_not_warned_of(home: Path, words: tuple[str, ...]) -> None:
     assert "warning" not in told(home, *words, "run_name=second")
+
+
+def test_one_warning_is_for_all_earlier_sums(home: Path) -> None:
+    """It came once for each of them."""
+    for number in range(2, 6):
+        told(home, *COUNTS, f"run_name=counts{number}")
+        ended(home, f"counts{number}", FIVE, started=time.time() + number)
+    told(home, *COUNTS, "run_name=others")
+    ended(home, "others", FIVE[:3], started=time.time() - DAY_S)
+    said = told(home, *COUNTS, cohort("h1", "h2", "h3", "h4"), "run_name=second")
+    (warning,) = (line for line in said.splitlines() if line.startswith("warning: "))
+    assert "h5, fewer than 3, from that of runs counts, counts2, counts3 and 2 more (and of 1 other runs)" in warning
+    assert len(warning) < 300
 
 
 def test_a_table_judges_for_a_year_and_exact_sums_for_ever(home: Path) -> None:
@@ -104,6 +117,6 @@ def test_without_a_cohort_those_who_are_enrolled_are_compared(home: Path) -> Non
     proposal = read_order(home / "runs" / "second")
     assert proposal is not None and refusals_of(home, proposal.order) == []
     ended(home, "counts", FIVE[:2])
-    assert "the institutions that are enrolled, for it names no cohort," in refusals_of(home, proposal.order)[0]
+    assert "who is enrolled, for it names no cohort, differs by" in refusals_of(home, proposal.order)[0]
     assert refusals_of_config(home, "third", configured(home, COUNTS)) == refusals_of(home, proposal.order)
     assert refusals_of_config(home, "third", configured(home, (*COMMON, "privacy=distributed"))) == []

@@ -19,13 +19,13 @@ from sovfed.federation.certificates import SignerNames, create_csr, create_key, 
 from sovfed.federation.config import Config, TrackingConfig, stored
 from sovfed.federation.errors import ConfigError, PolicyError, ServiceError
 from sovfed.federation.files import private_directory, write_atomic, write_private
+from sovfed.federation.orders.approving import bound_line
 from sovfed.federation.orders.order import DOMAIN, Proposal, RunOrder, read_proposal
 from sovfed.federation.text import from_base64
 from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.cli.run import cli
 from sovfed.server.cli.server import cli as server
 from sovfed.server.home import SETTINGS, Settings, load_settings
-from sovfed.server.orders.approved import bound_line
 from sovfed.server.orders.making import FILE, Ordering, write_order
 from sovfed.server.runs.control import ControlClient
 from sovfed.server.runs.folders import start_run, write_state

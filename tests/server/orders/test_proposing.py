@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
@@ -19,12 +21,13 @@ from sovfed.federation.errors import ConfigError, IdentityError, ProtocolError
 from sovfed.federation.models.facts import RunFacts
 from sovfed.federation.models.saved import save_model
 from sovfed.federation.orders.answers import Answer
-from sovfed.federation.orders.beginning import Beginning, start_digest
+from sovfed.federation.orders.beginning import start_digest
 from sovfed.server.cli.run import cli
 from sovfed.server.home import init
 from sovfed.server.orders.beginning import beginning
 from sovfed.server.orders.making import read_order, write_answers, write_order
-from sovfed.server.orders.proposing import configured, proposed_overrides
+from sovfed.server.orders.proposing import approve, configured, proposed_overrides
+from sovfed.server.orders.withdrawn import Withdrawal, add_withdrawal, withdrawn_from
 from sovfed.server.runs.curves import ROUNDS
 from sovfed.server.runs.folders import _with_own_start
 
@@ -129,6 +132,22 @@ def test_an_order_that_was_changed_is_not_approved(house: House) -> None:
         list(gate._approvers(changed))
 
 
+def test_of_many_who_approve_or_withdraw_at_once_nobody_is_lost(house: House) -> None:
+    """Each read the file, and wrote it without the others; who had withdrawn was asked again."""
+    home = house.folder / "server"
+    run(house, "propose", *WORDS, "--home", str(home))
+    folder = home / "runs" / "study"
+    proposal, people = read_order(folder), [house.person(f"p{number}") for number in range(6)]
+    assert proposal is not None
+    gone = [Withdrawal(f"h{number}", 1, "0" * 64) for number in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda person: approve(folder / "order.json", proposal.order, person), people))
+        list(pool.map(lambda withdrawal: add_withdrawal(folder, withdrawal), gone))
+    approved = read_order(folder)
+    assert approved is not None and len(approved.approvals) == 6
+    assert withdrawn_from(folder) == {withdrawal.institution for withdrawal in gone}
+
+
 def test_an_order_names_the_model_that_its_run_trains_further(house: House) -> None:
     """By the run, or the file, that it is from, and by the digest of its parameters; the file may be gone later."""
     home = house.folder / "server"
@@ -137,14 +156,16 @@ def test_an_order_names_the_model_that_its_run_trains_further(house: House) -> N
         folder.mkdir(parents=True)
         save_model(folder, TASK, vector, scale, RunFacts("first"))
     for name, start, words in (
-        ("again", "first", "the model of run first, file SHA-256 "),
-        ("bought", str(house.folder / "theirs"), "the model in theirs, file SHA-256 "),
+        ("again", "first", "the model of run first"),
+        ("bought", str(house.folder / "theirs"), "the model in theirs"),
     ):
         told = run(house, "propose", WORDS[0], f"run_name={name}", f"start={start}", "--home", str(home)).output
         proposal = read_order(home / "runs" / name)
         assert proposal is not None and proposal.order.start == start_digest(vector)
-        assert proposal.order.start_from.startswith(words) and proposal.order.start_from in told
+        content = (house.folder / "theirs" / "model.safetensors").read_bytes()  # both are the same model
+        assert (proposal.order.start_from, proposal.order.start_file) == (words, hashlib.sha256(content).hexdigest())
+        assert f"{words}, file SHA-256 {proposal.order.start_file}" in told
         config = _with_own_start(home, home / "runs" / name, configured(home, proposed_overrides(home, name)))
-        assert beginning(config) == Beginning(proposal.order.start, proposal.order.start_from)  # as the run has it
+        assert beginning(config) == proposal.order.begins  # as the run has it
     missing = run(house, "propose", WORDS[0], "run_name=no", "start=nowhere", "--home", str(home), code=2)
     assert "neither a model's file" in str(missing.exception)

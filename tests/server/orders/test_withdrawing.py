@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.release_fixture import ROUNDS, RUN, Released, finished_run, resealed, word_of
+from tests.server.agency import server_config
 
+from sovfed.federation.config import TrackingConfig
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, PolicyError
 from sovfed.federation.evidence.store import LogReader
-from sovfed.federation.files import write_private
+from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.orders.answers import WITHDRAWN
 from sovfed.federation.orders.beginning import start_digest
-from sovfed.federation.orders.order import read_proposal
+from sovfed.federation.orders.order import Proposal, read_proposal
 from sovfed.federation.release.checking import check_release
+from sovfed.federation.release.cli import verify
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.cli.run import cli
-from sovfed.server.orders.making import ANSWERS, Ordering, read_answers
+from sovfed.server.home import Settings
+from sovfed.server.orders.further import trained_further
+from sovfed.server.orders.making import ANSWERS, Ordering, read_answers, write_order
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.unlearning import left_before, left_since, unlearn, unlearning_config
 from sovfed.server.orders.withdrawing import withdraw
@@ -32,7 +38,7 @@ from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.loop import whole_run
 from sovfed.server.runs import certificate
 from sovfed.server.runs.certificate import release
-from sovfed.server.runs.folders import run_folder, stored_config
+from sovfed.server.runs.folders import read_state, run_folder, stored_config
 from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.release import DIGEST, publish
 
@@ -214,6 +220,87 @@ def test_a_model_trained_further_from_one_that_somebody_withdrew_from_is_not_rel
     (run_folder(home, "second") / "summary.json").write_text(json.dumps({**summary, "started_from_sha256": first}))
     with pytest.raises(PolicyError, match="hospital-4 withdrew from a run from whose model 'second' was"):
         release(home, "second", wait_s=0.0)
+
+
+def test_runs_trained_further_are_named_where_somebody_withdraws_and_in_what_is_shown_and_listed(
+    federation: Released,
+) -> None:
+    """By their own word, by their order alone, and at one remove; whoever looks sees who withdrew and what waits."""
+    home, folder = federation.agency.home, federation.folder
+    figures = {"train_loss": 0.5, "seconds": 1.0, "overhead_seconds": 0.5, "bytes_up": 1}
+    lines = [json.loads(line) | figures for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    first = json.loads((folder / "summary.json").read_bytes())[DIGEST]
+    for name, begun, made in (
+        ("second", first, "2" * 64),
+        ("third", "2" * 64, "3" * 64),
+        ("other", "4" * 64, "5" * 64),
+    ):
+        shutil.copytree(folder, run_folder(home, name))
+        summary = json.loads((folder / "summary.json").read_bytes())
+        changed = {**summary, "started_from_sha256": begun, DIGEST: made}
+        (run_folder(home, name) / "summary.json").write_text(json.dumps(changed))
+        (run_folder(home, name) / ORDER).unlink()
+    order = read_proposal((folder / ORDER).read_bytes()).order
+    begins = {"start": "e" * 64, "start_from": f"the model of run {RUN}", "start_file": first}
+    write_order(
+        private_directory(run_folder(home, "fourth")), Proposal(dataclasses.replace(order, run="fourth", **begins))
+    )
+    (private_directory(run_folder(home, "broken")) / ORDER).write_text("{")
+
+    assert trained_further(home, RUN) == ["fourth", "second", "third"]
+    shown = run(home, "show", RUN)
+    assert "run third is trained further from this one's model\n" in shown
+    (folder / "said").write_bytes(statement(federation))
+    told = run(home, "withdraw", RUN, LAST, "--statement", str(folder / "said"))
+    assert "run second is trained further from this one's model: what hospital-4 gave is in it" in told
+    unlearn(home, RUN, "anew")
+    shown = run(home, "show", RUN)
+    assert "run fourth is trained further" in shown and "run anew makes it anew, without hospital-4" in shown
+    assert json.loads(run(home, "show", RUN, "--json"))["trained_further"] == ["fourth", "second", "third"]
+    listed = {entry["name"]: entry for entry in json.loads(run(home, "list", "--json"))}
+    assert (listed[RUN]["withdrawn"], listed["second"]["withdrawn"]) == ([LAST], [])
+    assert {name for name, entry in listed.items() if entry["status"] == "proposed"} == {"anew", "fourth", "broken"}
+    told = run(home, "list")
+    assert f"{RUN}: hospital-4 has withdrawn" in told and "anew: `sovfed run start --proposed anew` begins it" in told
+    with pytest.raises(ConfigError, match="run 'anew' is proposed and has not begun"):
+        read_state(home, "anew")
+
+
+def test_a_run_made_anew_says_for_what_it_is(federation: Released) -> None:
+    """Its order had the earlier run's purpose, and nobody was told."""
+    home, old = federation.agency.home, read_proposal((federation.folder / ORDER).read_bytes()).order.purpose
+    withdraw(home, RUN, LAST, statement(federation))
+    told = run(home, "unlearn", RUN, "--name", "anew")
+    assert f"for the purpose that run {RUN} had: {old}; --purpose says another" in told
+    told = run(home, "unlearn", RUN, "--name", "other", "--purpose", "study 13")
+    assert "purpose    study 13" in told and "--purpose says another" not in told
+    config = unlearning_config(home, "other")
+    assert config is not None and config.order.purpose == "study 13"
+
+
+def run(home: Path, *words: str) -> str:
+    """What a command of the agency says, whose server is down."""
+    settings = Settings(server_config(home), TrackingConfig())
+    write_private(home / "server.json", json.dumps(dataclasses.asdict(settings)).encode())
+    ensure_secret(home / "secrets" / "loopback.secret")
+    done = CliRunner().invoke(cli, [*words, "--home", str(home)])
+    assert done.exit_code == 0, f"{done.output} {done.exception!r}"
+    return done.output
+
+
+def test_an_institutions_withdrawal_is_verified_as_what_it_is(federation: Released) -> None:
+    path, root = federation.folder / "hospital-4.withdrawal", federation.agency.authority / "root.pem"
+    path.write_bytes(statement(federation))
+    words = [str(path), "--root", str(root)]
+    told = CliRunner().invoke(verify, words)
+    assert told.exit_code == 0 and "signed by hospital-4, as the authority certified it: withdrawn" in told.output
+    assert digest_of(federation) in told.output and "release" not in told.output
+    values = json.loads(path.read_bytes())
+    assert json.loads(CliRunner().invoke(verify, [*words, "--json"]).output) == values
+    for name, value in (("reason", "another"), ("institution", "hospital-1"), ("order", "0" * 64), ("vouched", "!")):
+        path.write_text(json.dumps({**values, name: value}))
+        assert isinstance(CliRunner().invoke(verify, words).exception, EvidenceError)
 
 
 def test_without_a_model_from_before_it_is_made_from_the_beginning(federation: Released) -> None:

@@ -81,6 +81,8 @@ def test_too_few_connected_institutions_are_named(tmp_path: Path) -> None:
         "waiting for institutions: 2 of the 3 that a round needs are connected; not connected: hospital-3"
     ]
     assert why_waiting({**RUN, "min_cohort": 2}, tmp_path, NODES) == []
+    (said,) = why_waiting({**RUN, "min_cohort": 2, "cohort": ["hospital-1", "hospital-3"]}, tmp_path, NODES)
+    assert said.startswith("waiting for institutions: 1 of the 2 that a round needs")  # hospital-2 is not asked
     assert why_waiting({**RUN, "status": "finished"}, tmp_path, NODES) == []
     assert "taken up again now" in why_waiting({**RUN, "status": "interrupted"}, tmp_path, None)[0]
 

@@ -24,7 +24,7 @@ from sovfed.federation.errors import ConfigError, DataError, EvidenceError, Poli
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
-from sovfed.federation.orders.beginning import Beginning, file_words
+from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import FACTS, MODEL
 from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_release, read_release, with_signature
@@ -75,7 +75,7 @@ def _replaced(data: bytes, **files: bytes) -> bytes:
 def test_a_model_that_was_trained_further_says_so_wherever_it_is_shown(tmp_path: Path) -> None:
     """A private run that began with a model of bare records: its card promised ε, and its release could as well."""
     first = "ab" * 32
-    further = finished_run(tmp_path, begins=Beginning("ef" * 32, f"the model of run earlier{file_words(first)}"))
+    further = finished_run(tmp_path, begins=Beginning("ef" * 32, "the model of run earlier", 0, first))
     bundle = release(further.agency.home, RUN, wait_s=0.0)
 
     holds = check_release(bundle, further.roots).holds

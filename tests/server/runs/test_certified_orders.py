@@ -30,7 +30,6 @@ from sovfed.federation.files import write_private
 from sovfed.federation.identity import crl_of, load_roots, parse_crls
 from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, load_officer
 from sovfed.federation.orders.approving import approve as approved
-from sovfed.federation.orders.beginning import file_words
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
 from sovfed.federation.release import lineage
 from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release
@@ -96,7 +95,11 @@ def test_a_release_says_whose_word_its_run_rests_on(federation: Released, bundle
         ({"min_cohort": 4}, "in: terms of secure aggregation"),
         ({"cohort": ("hospital-1",)}, "in: cohort"),
         (
-            {"start": "ef" * 32, "start_from": "the model of run x" + file_words("ab" * 32)},
+            {"start": "ef" * 32, "start_from": "the model of run x", "start_file": "ab" * 32},
+            "in: the model that it began",
+        ),
+        (  # as orders were before the file had a field
+            {"start": "ef" * 32, "start_from": f"the model of run x, file SHA-256 {'ab' * 32}"},
             "in: the model that it began",
         ),
     ],
