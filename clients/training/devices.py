@@ -147,6 +147,11 @@ class Devices:
         self._losses: list[npt.NDArray[np.float32]] = []
         weakref.finalize(self, _end, self._children, self._memory)
 
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the processes that there are now."""
+        return [child.process.pid for child in self._children]
+
     def begin(self, task: Task, scale: Sums) -> None:
         """Have every child hold the model of `task`, and forget gradients of another round.
 
