@@ -52,6 +52,8 @@ class Sum:
             raise ConfigError(f"task '{task.name}' has no model to train")
         self._task, self._loss, self._precision = task, task.loss, str(told["precision"])
         self.device = torch.device(told["device"])
+        if self.device.type == "cuda":  # or a task's own code would make what it makes on the first
+            torch.cuda.set_device(self.device)
         self._model = FlatModel(task, self.device)
         self._parameters = tuple(self._model.parameters)
         self._given, self._told = shared_vector(model, told["size"]), shared_vector(gradient, told["size"])
