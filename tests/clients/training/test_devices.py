@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.packages import make_signer, rows, table, write_wheel
+from tests.packages import make_signer, table, write_wheel
 from tests.records import in_memory
 from torch import Tensor
 
@@ -255,39 +255,38 @@ class Net(nn.Module):
         self.body, self.out = nn.Linear(5, hidden), nn.Linear(hidden, 1)
 
     def forward(self, x):
-        if self.training and len(x) > 8 and "PROCESS" in sys.argv[0]:
+        if self.training and len(x) > (8 if "device_process" in sys.argv[0] else 20):
             raise torch.OutOfMemoryError(f"{len(x)} records at once")
         return {"logits": self.out(self.body(x).tanh())}
 """
 
 
+@pytest.mark.apart  # which imports the package
 @pytest.mark.usefixtures("_own_tasks")
-@pytest.mark.parametrize("process", ["", "device_process"])
-def test_a_package_of_the_home_trains_and_where_memory_runs_out_in_smaller_pieces(tmp_path: Path, process: str) -> None:
-    """On all devices, or on those that are processes."""
-    home = _home_with_package(tmp_path, CROWDED.replace("PROCESS", process))
+def test_a_package_of_the_home_trains_and_where_memory_runs_out_in_smaller_pieces(tmp_path: Path) -> None:
+    """Of a share of 28 records it does not do for 23 at once on the first device, nor for 12 on the others."""
+    home = _home_with_package(tmp_path)
     (task,) = make_packages_known(home, load_policy(home))
     data = DataConfig(source="csv", path=str(tmp_path / "north.csv"), site="north")
-    records, request = load_records(task, data), asked(task, batch_size=32)
+    records, request = load_records(task, data), asked(task, batch_size=90)
     expected, _ = training(None, task, records).train(request)
     devices = Devices(["cpu"] * 3, "float32", home=home)
     try:
         several = training(devices, task, records)
         assert several.train(request)[0] == pytest.approx(expected, abs=1e-6)
-        assert several._most is not None and several._most == 8
+        assert several._most is not None and several._most == 6
     finally:
         devices.close()
 
 
-def _home_with_package(folder: Path, net: str) -> Path:
+def _home_with_package(folder: Path) -> Path:
     authority.init(folder / "authority", "Authority")
     archive, _ = pack(
-        write_wheel(folder / "wheel", net=net), make_signer(folder, folder / "authority", "pat", "vendor")
+        write_wheel(folder / "wheel", net=CROWDED), make_signer(folder, folder / "authority", "pat", "vendor")
     )
     home, file = folder / "home", folder / archive.file_name
     file.write_bytes(archive.to_bytes())
-    (folder / "north.csv").write_text(table("north", 60))
-    assert len(list(rows("north", 60))) == 60
+    (folder / "north.csv").write_text(table("north", 120))
     create(home, ClientConfig(home=str(home)), Policy(min_reviewers=0, min_reviewing_organisations=0))
     for name in ("root.pem", "crl.pem"):
         (home / "identity" / name).write_bytes((folder / "authority" / name).read_bytes())
