@@ -207,11 +207,11 @@ class LocalTraining:
             # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
             (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
             pull = self._make_pull(request, correction, anchor)
-            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed)
+            beside: list[str] = []
             if self._devices is not None:
-                about += tuple(self._devices.names)
-                pull = self._with_others(self._devices, pull)
+                beside, pull = self._devices.names, self._with_others(self._devices, pull)
                 self._devices.begin(self.task, request.scale)
+            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed, *beside)
             key = Key(request, about, (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 
