@@ -16,6 +16,7 @@
     ├── DataError         an institution's data is missing or does not fit the task's schema
     ├── PrivacyError      a privacy rule would be broken
     ├── TrainingError     local training failed (non-finite values, device out of memory)
+    │   └── DeviceLostError   the process of one of several devices ended, or hangs
     ├── CohortError       too few institutions took part
     │   ├── DeclinedError     and to ask again would change nothing
     │   └── LostError         that were there a moment ago, and may be back
@@ -103,6 +104,10 @@ class PrivacyError(SovfedError):
 
 class TrainingError(SovfedError):
     code = "training"
+
+
+class DeviceLostError(TrainingError):
+    """Of several devices, that of one ended, failed or hangs: the round may be tried again."""
 
 
 class CohortError(SovfedError):

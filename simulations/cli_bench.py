@@ -388,7 +388,9 @@ def persons(epsilon: float, files: Files, console: Console) -> None:
 
 
 @bench.command()
-@click.option("--device", default="auto", show_default=True, help="As client.device: cpu, cuda, cuda:1, mps or auto.")
+@click.option(
+    "--device", default="auto", show_default=True, help="As client.device: cpu, cuda, cuda:1, mps, auto, or a list."
+)
 @click.option("--precision", help="As client.precision. Default: float32 on a CPU, else bf16.")
 @click.option("--steps", type=click.IntRange(1, 100_000), help="Of a round. Default: 20 on a CPU, else 100.")
 @click.option("--quick", is_flag=True, help="Three turns instead of ten: on a CPU under 2 minutes.")
@@ -402,6 +404,7 @@ def gpu(device: str, precision: str | None, steps: int | None, quick: bool, file
     Examples:
       sovfed bench gpu --quick --device cpu --json gpu.json
       sovfed bench gpu --device cuda --precision bf16 --steps 200
+      sovfed bench gpu --quick --device cuda:0,cuda:1
     """
     from sovfed.simulations.benchmarks.gpu import run
 

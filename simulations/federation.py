@@ -180,6 +180,8 @@ def _settled(config: Config, cohort: int) -> Config:
     if config.privacy.private and cohort < config.privacy.colluders + SECURE_COHORT:
         least = config.privacy.colluders + SECURE_COHORT
         raise ConfigError(f"{cohort} institutions a round; privacy.colluders {least - SECURE_COHORT} asks for {least}")
+    if "," in config.client.device:
+        raise ConfigError("client.device: a simulation trains on one device; several are for a trainer of its own")
     if config.simulation.workers and config.simulation.engine in ("ray", "vectorised"):
         raise ConfigError(f"simulation.workers are for engine=inprocess, not for '{config.simulation.engine}'")
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, min_cohort=cohort, start_cohort=0))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data import Dataset
     from sovfed.clients.ledger.book import PrivacyLedger
     from sovfed.clients.ledger.entries import Whose
+    from sovfed.clients.training.devices import Devices
     from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
     from sovfed.clients.training.private import PrivateTraining
@@ -39,8 +40,9 @@ class Loaded:
         reproducible: bool,
         most_epochs: int | None,
         halfway: Halfway | None,
+        devices: Devices | None,
     ) -> None:
-        self._halfway = halfway
+        self._halfway, self._devices = halfway, devices
         self.load, self.reproducible = load, reproducible
         self._site, self._stamp, self._make_model = site, stamp, make_model
         self._device, self._precision, self._most_epochs = device, precision, most_epochs
@@ -106,7 +108,7 @@ class Loaded:
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
-            halfway=self._halfway, source=source,
+            halfway=self._halfway, source=source, devices=self._devices,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
         return learner

@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
             check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
             put_aside=put_aside, orders=orders, evidence=evidence,
             halfway=Halfway(home / HALFWAY, config.halfway_s, lambda task: source_stamp(config.data_of(task))),
+            home=home,
         )  # fmt: skip
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)

@@ -61,6 +61,7 @@ from sovfed.federation.wire.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -69,11 +70,13 @@ if TYPE_CHECKING:
     from sovfed.clients.orders.gate import OrderGate
     from sovfed.clients.statistics.sheets import KeptSheets
     from sovfed.clients.trainer.evidence import Evidence
+    from sovfed.clients.training.devices import Devices
     from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
     from sovfed.federation.secagg.client import Permit
 
 TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
+PATIENCE: Final = 0.8  # of `client.stall_s`, with one of several devices
 FAILED: Final = wire_code(Exception())  # the one code for whatever has to do with the records
 
 
@@ -115,6 +118,7 @@ class TrainerService:
         evidence: Evidence | None = None,
         sheets: KeptSheets | None = None,
         halfway: Halfway | None = None,
+        devices: Devices | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -140,7 +144,8 @@ class TrainerService:
 
         `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
 
-        `halfway` keeps the state of a long round on disk; a simulation begins one anew.
+        `halfway` keeps the state of a long round on disk; a simulation begins one anew. `devices` are those that
+        `device` lists, where it lists several.
 
         `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
 
@@ -160,6 +165,7 @@ class TrainerService:
         self._loaded = Loaded(
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs, halfway=halfway,
+            devices=devices,
         )  # fmt: skip
         self._keep_score = partial(keep_score, received)
         self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
@@ -408,8 +414,12 @@ def make_trainer(
     evidence: Evidence | None = None,
     sheets: KeptSheets | None = None,
     halfway: Halfway | None = None,
+    home: Path | None = None,
 ) -> TrainerService:
-    """The trainer of the institution that `config` describes: what the process serves and a simulation calls."""
+    """The trainer of the institution that `config` describes: what the process serves and a simulation calls.
+
+    `home` is that of the institution's archives. Raises ConfigError if one of several devices is not there.
+    """
     if config.deterministic:
         from sovfed.clients.training.device import make_deterministic
 
@@ -422,5 +432,14 @@ def make_trainer(
         allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
         most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
         orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence, sheets=sheets,
-        halfway=halfway,
+        halfway=halfway, devices=_devices_of(config, home),
     )  # fmt: skip
+
+
+def _devices_of(config: ClientConfig, home: Path | None) -> Devices | None:
+    """Where `config` lists several; whoever hangs on one is noticed before all of the trainer is taken for hung."""
+    if "," not in config.device:
+        return None
+    from sovfed.clients.training.devices import Devices
+
+    return Devices(config.device.split(","), config.precision, timeout_s=PATIENCE * config.stall_s, home=home)

@@ -30,9 +30,10 @@ CUBLAS: Final = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with which cuBLAS repe
 def choose_device(wanted: str) -> torch.device:
     """The device called `wanted`; "auto" takes a CUDA or ROCm GPU, then Apple's, then the CPU; "cuda:2" is the third.
 
+    Of several ("cuda:0,cuda:1") the first, on which all is done that is not divided (`devices.py`).
     torch calls ROCm devices "cuda" (torch.version.hip is set). Raises ConfigError if the device is not there.
     """
-    usable = usable_devices()
+    usable, wanted = usable_devices(), wanted.partition(",")[0]
     if wanted == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if name in usable))
     name = "cuda" if wanted == "rocm" else wanted
@@ -88,14 +89,19 @@ def _matmul(wanted: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """torch computes on one CPU thread meanwhile."""
+    return cpu_threads(1)
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """torch computes on `count` CPU threads meanwhile."""
     before = torch.get_num_threads()
-    if before == 1:
+    if before == count:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

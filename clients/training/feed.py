@@ -7,6 +7,7 @@ has.
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data import Dataset, Indices
     from sovfed.federation.messages import Sums
     from sovfed.federation.tasks import Task
+    from sovfed.federation.tasks.columns import Table
 
 Targets: TypeAlias = "npt.NDArray[Any] | dict[str, npt.NDArray[Any]]"
 RESIDENT_BYTES: Final = 32 << 20  # of records as the model takes them, that are kept so in main memory
@@ -39,7 +41,7 @@ class Feed:
 
     def __init__(self, task: Task, records: Dataset, scale: Sums, device: torch.device) -> None:
         """`bytes_each` is what a record takes as the model is given it."""
-        self._records, self._device = records, device
+        self._records, self._device, self._asking = records, device, threading.Lock()
         self._staging = Staging(device) if device.type == "cuda" else None
         self._scale = scale.copy() if scale.flags.writeable else scale
         self._bound = task.transform.bound(scale, device)
@@ -91,8 +93,13 @@ class Feed:
             return RESIDENT_BYTES
         return RESIDENT_SHARE * torch.cuda.mem_get_info(self._device)[0]
 
+    def stored(self, index: Indices) -> Table:
+        """The records at `index` as they are stored; a connector is asked by one thread at a time."""
+        with self._asking:
+            return self._records.take(index)
+
     def _decoded(self, index: Indices) -> tuple[Tree, Tree]:
-        table = {name: self._sent(name, column) for name, column in self._records.take(index).items()}
+        table = {name: self._sent(name, column) for name, column in self.stored(index).items()}
         return self._bound.inputs(table), self._bound.targets(table)
 
     def _decoded_all(self, count: int) -> tuple[Tree, Tree]:

@@ -24,12 +24,14 @@ from sovfed.clients.training.device import (
     SMALL,
     autocast,
     choose_device,
+    cpu_threads,
     device_name,
     forget_freed,
     matrices,
     one_thread,
     require_precision,
 )
+from sovfed.clients.training.devices import Devices, why_first_device_alone
 from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, together
 from sovfed.clients.training.halfway import Halfway, Key, generators, set_generators
 from sovfed.clients.training.judging import judged
@@ -37,7 +39,7 @@ from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.progress import PROGRESS
 from sovfed.clients.training.staging import Coming, one_behind
 from sovfed.clients.training.steps import make_stepper
-from sovfed.federation.errors import ConfigError, ProtocolError, TrainingError
+from sovfed.federation.errors import ConfigError, DeviceLostError, ProtocolError, TrainingError
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks.trees import size, split
 
@@ -81,12 +83,14 @@ class LocalTraining:
         most_epochs: int | None = None,
         halfway: Halfway | None = None,
         source: object = None,
+        devices: Devices | None = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
         many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
-        round; `source` is its word on where the records came from, at the moment they were read. Raises ConfigError.
+        round; `source` is its word on where the records came from, at the moment they were read. Over several `devices`
+        a batch is divided where it can be; all else is done on the first. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
@@ -94,6 +98,10 @@ class LocalTraining:
         self.precision = require_precision(precision)
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model, self._halfway, self._source = make_model(task, self.device), halfway, source
+        self._devices = devices
+        if devices is not None and (reason := why_first_device_alone(task)):
+            log.warning("task %s trains on %s alone: %s", task.name, self.device, reason)
+            self._devices = None
         self._feed: Feed | None = None
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
@@ -106,8 +114,9 @@ class LocalTraining:
 
     @property
     def device_name(self) -> str:
-        """The device, with the maker's name of a GPU."""
-        return device_name(self.device)
+        """The devices that train, with the maker's name of a GPU."""
+        names = [str(self.device)] if self._devices is None else self._devices.names
+        return ", ".join(device_name(torch.device(name)) for name in names)
 
     def profile(self) -> Sums:
         """`Transform.profile` of the training records."""
@@ -155,14 +164,25 @@ class LocalTraining:
         Minimises F(w) + mu/2 · |w − anchor|² (Li et al. 2020, arXiv:1812.06127, equation 2) by the request's plan;
         the anchor, shape [d], is the model received unless given. `correction`, shape [d], is added to each gradient.
         Deterministic on a CPU (with `SMALL` or more parameters: for a given number of threads). Where memory runs out,
-        the round begins anew with half as many records at once, a step's gradient being that of all of them still.
-        Raises TrainingError if a value is not finite, or memory does not do for one record.
+        the round begins anew with half as many records at once, a step's gradient being that of all of them still; and
+        once where one of several devices is lost. Raises TrainingError if a value is not finite, memory does not do for
+        one record, or a device is lost again.
         """
         if not self.count:
             raise TrainingError(f"round {request.round}: there are no training records")
-        while (trained := self._tried(request, correction, anchor)) is None:
+        lost = False
+        while True:
+            try:
+                trained = self._tried(request, correction, anchor)
+            except DeviceLostError as error:
+                if lost:
+                    raise
+                lost = True
+                log.warning("%s: round %d begins anew", error, request.round)
+                continue
+            if trained is not None:
+                return trained
             forget_freed(self.device)
-        return trained
 
     def _tried(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None
@@ -187,7 +207,11 @@ class LocalTraining:
             # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
             (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
             pull = self._make_pull(request, correction, anchor)
-            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed)
+            beside: list[str] = []
+            if self._devices is not None:
+                beside, pull = self._devices.names, self._with_others(self._devices, pull)
+                self._devices.begin(self.task, request.scale)
+            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed, *beside)
             key = Key(request, about, (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 
@@ -273,15 +297,17 @@ class LocalTraining:
             done, coming = 0, rows[torch.randperm(len(rows), generator=generator)] if begun is None else begun.order
             losses = [] if begun is None else [begun.losses]
             remaining, begun = remaining if begun is None else begun.remaining, None
-            for inputs, targets in feed.batches(coming, request.batch_size, coupled=self.task.layout.coupled):
-                remaining -= stepper(self._losses(inputs, targets, losses), size(targets))
+            for inputs, targets, count in self._batches(feed, coming, request.batch_size):
+                remaining -= stepper(self._losses(inputs, targets, losses), count)
+                self._add_losses_of_others(losses)
                 PROGRESS.step()
-                done += size(targets)
+                done += count
                 if not remaining:
                     break
                 if halfway is not None and done < len(coming) and halfway.due():
                     self._keep(halfway, key, stepper, Begun(remaining, coming[done:], torch.cat(losses)), generator)
             remaining -= remaining and stepper.end_epoch()
+            self._add_losses_of_others(losses)
         if halfway is not None:
             halfway.end()
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
@@ -290,6 +316,30 @@ class LocalTraining:
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         return update, mean_loss
+
+    def _batches(self, feed: Feed, order: Tensor, batch: int) -> Iterator[tuple[Tree, Tree, int]]:
+        """The records in `order`, `batch` at a time: what of them is computed here, and how many all are."""
+        if self._devices is None:
+            for inputs, targets in feed.batches(order, batch, coupled=self.task.layout.coupled):
+                yield inputs, targets, size(targets)
+            return
+        own, share = self._devices.own(order, batch)
+        counts = self._devices.hand_out(feed.stored, order, batch, self._model.flat, lambda: self._most)
+        for count, (inputs, targets) in zip(counts, feed.batches(own, share), strict=True):
+            yield inputs, targets, count
+
+    def _with_others(self, devices: Devices, pull: Callable[[], Tensor | None]) -> Callable[[], Tensor | None]:
+        """`pull`, and what the other devices add to the mean gradient."""
+
+        def pulled() -> Tensor | None:
+            added, theirs = pull(), devices.mean(self.device)
+            return added if theirs is None else theirs if added is None else theirs.add_(added)
+
+        return pulled
+
+    def _add_losses_of_others(self, told: list[Tensor]) -> None:
+        if self._devices is not None:
+            told += [losses.to(self.device) for losses in self._devices.losses()]
 
     def _begun(self, halfway: Halfway, key: Key, stepper: Stepper, generator: torch.Generator) -> Begun | None:
         """Where the round stood when a trainer died in it, with everything set to that; None of one that is new."""
@@ -353,7 +403,9 @@ class LocalTraining:
 
     def threads(self) -> AbstractContextManager[None]:
         """One CPU thread for a small model: the number depends on the task, so that results do not on the machine."""
-        return nullcontext() if self.task.parameters >= SMALL else one_thread()
+        if self.task.parameters < SMALL:
+            return one_thread()
+        return nullcontext() if self._devices is None else cpu_threads(self._devices.threads)
 
 
 def order_seed(seed: int, round_number: int, site: str, sum_: bytes = b"") -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PORT_MAX: Final = 65_535
 LOG_FORMATS: Final = ("text", "json")
-DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?")
+DEVICE: Final = re.compile(r"auto|cpu|mps|cuda(:\d{1,2})?|(cpu|cuda:\d{1,2})(,(cpu|cuda:\d{1,2})){1,15}")
 MESSAGE_BYTES_MAX: Final = 2**33  # a model of 10⁹ parameters, and as long a control variate
 LEAST_LOG_DAYS: Final = 366  # of the audit log: a year (docs/evidence.md)
 
@@ -167,8 +167,9 @@ class ClientConfig:
     watch_port: int = bounded(0, 0, PORT_MAX, doc="port of /metrics and /health, on loopback only; 0 = off")
     log_format: str = choice("text", LOG_FORMATS, doc="of the lines in logs/; json is one object a line")
     device: str = bounded(
-        "auto", 3, 8, doc="cpu, cuda (also ROCm's name), cuda:1 and so on, mps; auto takes the best that is there"
-    )
+        "auto", 3, 127, doc="cpu, cuda (also ROCm's name), cuda:1 and so on, mps; auto takes the best that is there. "
+        "Several divide a batch of a run without privacy: cuda:0,cuda:1",
+    )  # fmt: skip
     precision: str = choice("float32", ("float32", "tf32", "bf16", "fp16"), doc="arithmetic of local training")
     deterministic: bool = bounded(
         False, doc="the same bits for the same request on the same GPU too, or failure; slower. A CPU repeats itself"
@@ -200,7 +201,14 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         if not DEVICE.fullmatch(self.device):
-            raise ValueError(f"device: {self.device!a}, expected auto, cpu, cuda, cuda:NUMBER or mps")
+            raise ValueError(
+                f"device: {self.device!a}, expected auto, cpu, cuda, cuda:NUMBER or mps, or up to 16 as cuda:0,cuda:1"
+            )
+        cards = [name for name in self.device.split(",") if name != "cpu"]
+        if len(set(cards)) < len(cards):
+            raise ValueError(f"device: {self.device!a} names a card twice")
+        if "," in self.device and self.precision == "fp16":
+            raise ValueError("precision: fp16 trains on one device; several take float32, tf32 or bf16")
         for name in self.studies:
             if not NAME.fullmatch(name) or name == REST:
                 raise ValueError(f"studies: {name[:80]!a} is no name of a study: expected one {NAME_IN_WORDS}")

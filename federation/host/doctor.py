@@ -111,7 +111,8 @@ def device() -> Finding:
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         named = [f"cuda:{number} {card.name}, {card.total_memory / 2**30:.0f} GiB" for number, card in enumerate(cards)]
-        return Finding("device", "ok", f"{'; '.join(named)} (torch {torch.__version__})")
+        several = "; client.device=cuda:0,cuda:1 takes several" if len(cards) > 1 else ""
+        return Finding("device", "ok", f"{'; '.join(named)} (torch {torch.__version__}){several}")
     if torch.backends.mps.is_available():
         return Finding("device", "ok", f"Apple GPU (torch {torch.__version__})")
     processor = f"processor, {torch.get_num_threads()} threads (torch {torch.__version__})"

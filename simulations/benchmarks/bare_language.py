@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from sovfed.clients.training.device import autocast, choose_device
+from sovfed.clients.training.devices import Devices
 from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.messages import TrainRequest
 from sovfed.federation.tasks import initial_vector
@@ -28,24 +32,37 @@ def tokens_per_s(
 ) -> tuple[float, float]:  # fmt: skip
     """Tokens a second (`seconds`) of the trainer's rounds of `steps` steps and of a loop with `torch.optim.SGD`.
 
-    Each the best of `times` turns, which they take one after the other.
+    Each the best of `times` turns, which they take one after the other; the loop has the first of several devices.
     """
-    place = choose_device(device)
-    ours = _trainer(task, windows, batch, steps, device, precision)
+    place, names = choose_device(device), device.split(",")
     bare = _loop(task, windows, batch, steps, place, precision)
-    pairs = [(seconds(ours, place), seconds(bare, place)) for _ in range(times + 1)][1:]  # the first warms up
+    with nullcontext() if len(names) == 1 else closing(Devices(names, precision)) as devices:
+        ours = _trainer(task, windows, batch, steps, device, precision, devices)
+        turns = range(times + 1)
+        pairs = [(seconds(ours, place, devices), seconds(bare, place)) for _ in turns][1:]  # the first warms up
     tokens = steps * batch * (task.schema.shaped[0].size - 1)
     return tokens / min(own for own, _ in pairs), tokens / min(loop for _, loop in pairs)
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes: of a processor its seconds in all threads, of another device those that pass."""
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+def seconds(work: Callable[[], object], device: torch.device, devices: Devices | None = None) -> float:
+    """What `work` takes: of a processor its seconds in all threads and processes, of another device those that pass."""
+
+    def clock() -> float:
+        if device.type != "cpu":
+            return time.perf_counter()
+        return time.process_time() + sum(map(_cpu_s, [] if devices is None else devices.processes))
+
     _settle(device)
     start = clock()
     work()
     _settle(device)
     return clock() - start
+
+
+def _cpu_s(pid: int) -> float:
+    """The seconds of a processor that the process `pid` has had."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _settle(device: torch.device) -> None:
@@ -54,8 +71,10 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _trainer(task: Task, windows: Dataset, batch: int, steps: int, device: str, precision: str) -> Callable[[], object]:
-    training = LocalTraining(task, windows, site="", device=device, precision=precision)
+def _trainer(
+    task: Task, windows: Dataset, batch: int, steps: int, device: str, precision: str, devices: Devices | None
+) -> Callable[[], object]:
+    training = LocalTraining(task, windows, site="", device=device, precision=precision, devices=devices)
     request = TrainRequest(
         run="bench", round=1, task=task.name, seed=0, local_epochs=1, local_steps=steps, batch_size=batch,
         learning_rate=RATE, proximal_mu=0.0, model=initial_vector(task, 0), scale=task.transform.public_scale,

@@ -5,7 +5,8 @@ Model FLOPs of a token are 6 for each weight that multiplies and 12 · blocks ·
 et al. 2022, arXiv:2204.02311, appendix B); their share of the peak (MFU) is of what one large product of matrices
 reaches on this device, in the same arithmetic and the same run, not of what a vendor writes. Masking is all that an
 institution does from the update to the masked upload in a cohort of `MEMBERS`, after training: a trainer makes the
-masks meanwhile, so it is the most that masking can take.
+masks meanwhile, so it is the most that masking can take. Of several devices the loop, the peak and masking have the
+first; the trainer's share is of the peak of as many as that.
 """
 
 from __future__ import annotations
@@ -67,17 +68,23 @@ def run(
     task = task_of(chosen)
     figures = measured(task, chosen, device, arithmetic, QUICK_TURNS if quick else TURNS)
     speeds = {"trainer": figures["tokens_per_s"], "plain loop": figures["bare_tokens_per_s"]}
-    share = figures["mfu"] / figures["tokens_per_s"]
+    share, count = figures["mfu"] / figures["tokens_per_s"], len(device.split(","))
+    shares = {"trainer": share, "plain loop": share * count}
     report = Report(
-        f"Local training of {task.parameters:,} values on {place}, {arithmetic}",
+        f"Local training of {task.parameters:,} values on {device if ',' in device else place}, {arithmetic}",
         COLUMNS,
-        [{"what": what, "tokens_per_s": speed, "mfu": speed * share} for what, speed in speeds.items()],
+        [{"what": what, "tokens_per_s": speed, "mfu": speed * shares[what]} for what, speed in speeds.items()],
         {
             "tokens_over_bare": figures["tokens_per_s"] / figures["bare_tokens_per_s"],
             "masking_share": figures["masking_s"] / (figures["masking_s"] + figures["training_s"]),
         },
         figures,
-        conditions(quick=quick, device=device_name(place), precision=arithmetic, torch=torch.__version__),
+        conditions(
+            quick=quick,
+            device=", ".join(device_name(choose_device(name)) for name in device.split(",")),
+            precision=arithmetic,
+            torch=torch.__version__,
+        ),
     )
     return publish(report, console, files)
 
@@ -93,7 +100,7 @@ def measured(task: Task, setting: Setting, device: str, precision: str, turns: i
     return {
         "tokens_per_s": ours,
         "bare_tokens_per_s": bare,
-        "mfu": ours * token_flops(task, setting.size) / peak,
+        "mfu": ours * token_flops(task, setting.size) / peak / len(device.split(",")),
         "peak_tflop_per_s": peak / 1e12,
         "training_s": setting.steps * setting.batch * setting.size.context / ours,
         "masking_s": min(masked_s(task.parameters, turns, place)),

@@ -241,8 +241,8 @@ def _bound(stub: TrainerStub, shown: RunRequest) -> TrainerStub:
     return stub
 
 
-def _command(home: Path) -> list[str]:
-    return _command_with(home, json.dumps({"device": "cpu", "data": {"source": "breast_cancer", "site": "3"}}))
+def _command(home: Path, device: str = "cpu") -> list[str]:
+    return _command_with(home, json.dumps({"device": device, "data": {"source": "breast_cancer", "site": "3"}}))
 
 
 def _command_with(home: Path, config: str) -> list[str]:
@@ -296,13 +296,52 @@ def test_a_killed_trainer_is_asked_again_and_gives_the_same_update(home: Path) -
 
 
 @pytest.mark.deploy
-def test_the_trainer_binds_connects_and_sends_to_nothing_but_its_unix_socket(home: Path) -> None:
+def test_the_process_of_a_further_device_has_given_up_what_the_trainer_has_and_ends_with_it(home: Path) -> None:
+    """Gradients pass between the two all the same: neither gloo nor NCCL could connect."""
+    shown = _prepare_home(home)
+    here = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3"))).answer(_real_request())
+    arguments = _command(home, "cpu,cpu")[-4:]
+    with running([sys.executable, "-m", "sovfed.clients.node.sandbox", "trainer", *arguments]) as trainer:
+        stub = TrainerStub(home / NAME, MIB, timeout_s=120.0)
+        reply = _bound(stub, shown).answer(_real_request())
+        assert isinstance(here, TrainReply) and isinstance(reply, TrainReply)
+        assert reply.update == pytest.approx(here.update, abs=1e-6)
+        assert stub.health().device == "cpu, cpu"
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        (child,) = [pid for pid in pids if _given(pid)[0] == trainer.pid]
+        assert _given(child)[1:] == _given(trainer.pid)[1:] != _given(os.getpid())[1:]
+        stub.close()
+        trainer.kill()
+        trainer.wait()
+        end = time.monotonic() + 20
+        while _given(child)[0] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not _given(child)[0]
+
+
+def _given(pid: int) -> tuple[int, str, str, str]:
+    """A process's parent, filter, capabilities and network; zeros and nothing once it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+        lines = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        if lines["State"].startswith("Z"):
+            return 0, "", "", ""
+        with contextlib.suppress(PermissionError):
+            return int(lines["PPid"]), lines["Seccomp"], lines["CapPrm"], str(Path(f"/proc/{pid}/ns/net").readlink())
+        return int(lines["PPid"]), lines["Seccomp"], lines["CapPrm"], ""  # not root: nobody may look
+    except (OSError, ValueError):
+        return 0, "", "", ""
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_the_trainer_binds_connects_and_sends_to_nothing_but_its_unix_socket(home: Path, device: str) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     shown = _prepare_home(home)
     trace = home / "trace"
-    with running([strace, "-f", "--seccomp-bpf", "-e", "trace=%network", "-o", str(trace), *_command(home)]):
+    with running([strace, "-f", "--seccomp-bpf", "-e", "trace=%network", "-o", str(trace), *_command(home, device)]):
         stub = TrainerStub(home / NAME, MIB, timeout_s=60.0)
         assert isinstance(_bound(stub, shown).answer(_real_request()), TrainReply)
         stub.close()

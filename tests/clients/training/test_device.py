@@ -23,12 +23,30 @@ def test_each_gpu_has_a_name_and_one_that_is_not_there_is_refused_with_those_tha
     assert [choose_device(name).type for name in usable_devices()][-1] == "cpu"
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:15"])
+@pytest.mark.parametrize(
+    "device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:15", "cpu,cpu", "cuda:0,cuda:1", "cpu,cuda:7,cpu"]
+)
 def test_a_device_can_be_configured(device: str) -> None:
     assert bind(ClientConfig, {"device": device}).device == device
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:100", "cuda:0,1", "cpu\n"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "gpu",
+        "cuda:",
+        "cuda:-1",
+        "cuda:100",
+        "cuda:0,1",
+        "cpu\n",
+        "cpu,",
+        "cuda,cuda:1",
+        "mps,cpu",
+        "auto,cpu",
+        "cuda:0,cuda:0",
+        ",".join(["cpu"] * 17),
+    ],
+)
 def test_what_is_no_device_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         bind(ClientConfig, {"device": device})
@@ -48,3 +66,9 @@ def test_a_trainer_that_must_repeat_itself_refuses_what_cannot(monkeypatch: pyte
             torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2))
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def test_several_devices_train_in_no_half_precision_that_one_alone_can() -> None:
+    with pytest.raises(ConfigError, match="fp16 trains on one device"):
+        bind(ClientConfig, {"device": "cpu,cpu", "precision": "fp16"})
+    assert choose_device("cpu,cpu") == torch.device("cpu")  # for all that is not divided

@@ -28,11 +28,11 @@ def test_the_flops_of_a_token_are_those_of_torchs_own_counter_and_attentions() -
     assert token_flops(task, TINY.size) == counter.get_total_flops() / (TINY.batch * 64) + attention
 
 
-@pytest.mark.parametrize("precision", [None, "bf16"])
-def test_it_writes_speed_share_of_the_peak_and_of_masking(tmp_path: Path, precision: str | None) -> None:
+@pytest.mark.parametrize(("device", "precision"), [("cpu", None), ("cpu", "bf16"), ("cpu,cpu", None)])
+def test_it_writes_speed_share_of_the_peak_and_of_masking(tmp_path: Path, device: str, precision: str | None) -> None:
     path = tmp_path / "gpu.json"
     run(
-        device="cpu", precision=precision, quick=True, steps=None, files=Files(json=path), setting=TINY,
+        device=device, precision=precision, quick=True, steps=None, files=Files(json=path), setting=TINY,
         console=Console(quiet=True),
     )  # fmt: skip
     told = json.loads(path.read_text())
@@ -43,6 +43,7 @@ def test_it_writes_speed_share_of_the_peak_and_of_masking(tmp_path: Path, precis
     assert 0 < ratios["masking_share"] < 1
     assert figures["mfu"] > 0
     assert told["conditions"]["precision"] == (precision or "float32")
+    assert told["conditions"]["device"] == device.replace(",", ", ")
 
 
 def test_the_peak_is_what_a_product_of_matrices_reaches() -> None:
