@@ -7,11 +7,14 @@ folder; `stop` ends what was started.
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
 from sovfed.clients.home import folder as client_home
 from sovfed.clients.home.own_tasks import keep_task, known_task
@@ -160,9 +163,17 @@ class LocalFederation:
         if "agency" in self.supervisors:
             self.supervisors["agency"].stop()
         self.supervisors.clear()
+        if _is_main_thread() and signal.getsignal(signal.SIGTERM) is _end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def start(self) -> Self:
-        """Everything in order: agency, enrolment, institutions. Stops what it started if a step fails."""
+        """Everything in order: agency, enrolment, institutions. Stops what it started if a step fails.
+
+        SIGTERM ends it like Ctrl-C from now on, unless it has another meaning: a coordinator outlives its executor, so
+        that who were just killed would leave it behind.
+        """
+        if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end)
         try:
             self.build_agency()
             self.start_agency()
@@ -178,3 +189,14 @@ class LocalFederation:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _is_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """End this process with what it started, once: `timeout` sends two signals, and ending takes its time."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)

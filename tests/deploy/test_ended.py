@@ -1,0 +1,60 @@
+"""SIGTERM to whoever runs a federation on this machine, as `timeout` sends it: nothing is left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.deploy.conftest import wait_for
+
+from sovfed.simulations.benchmarks.process_tree import mentioning
+
+pytestmark = pytest.mark.deploy
+COUNTS = ("server.min_cohort=3", "server.start_cohort=3", "simulation.institutions=3")
+PROGRAM = f"""
+import sys, time
+from pathlib import Path
+from sovfed.federation.compose import compose
+from sovfed.server.runs import folders
+from sovfed.simulations.deployment import Institution, LocalFederation
+from sovfed.simulations.federation import institution_names, sites
+
+config = compose(["rounds=1000", "task.local_epochs=5", "privacy.colluders=0", *{COUNTS!r}]).config
+data = sites(config)
+members = [Institution(name, source) for name, source in zip(institution_names(data), data)]
+with LocalFederation(Path(sys.argv[1]), members, config) as federation:
+    federation.start_run("endless")
+    while not folders.read_run(federation.home, "endless").get("rounds_done"):
+        time.sleep(0.1)
+    print("running", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "federation"
+    folder.mkdir()
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline().strip() == "running"
+            assert any(
+                "runs.app" in arguments(pid) for pid in mentioning(str(folder))
+            )
+            for _ in range(2):
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 128 + signal.SIGTERM
+            wait_for(lambda: not mentioning(str(folder)), "no process of the federation", 30)
+        finally:
+            process.kill()
+
+
+def arguments(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
