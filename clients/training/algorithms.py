@@ -51,7 +51,8 @@ class Learner(LocalTraining):
             _require_finite(learned)
         except TrainingError as error:
             return replace(self.nothing(request, state), evaluation=evaluation, cut=cut, failed=str(error))
-        return replace(learned, cut=cut, update=self.task.layout.sent(learned.update, request.model, request.units))
+        update = self.task.layout.sent(learned.update, request.model, request.units)
+        return replace(learned, cut=cut, update=update) if cut or update is not learned.update else learned
 
     def nothing(self, request: TrainRequest, state: Vector | None = None) -> Learned:
         """What an institution that did not move has learnt, without an evaluation."""

@@ -68,17 +68,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext() if kind == torch.float32 else torch.autocast(device.type, dtype=kind)
 
 
-def matrices(precision: str) -> AbstractContextManager[None]:
+@contextmanager
+def matrices(precision: str) -> Iterator[None]:
     """Products of float32 matrices as `precision` has them: exact, or with tf32 by a GPU's tensor cores.
 
     Whatever a task's own code has set for this process does not count.
     """
-    return _matmul("high" if precision == TF32 else "highest")
-
-
-@contextmanager
-def _matmul(wanted: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    wanted, before = "high" if precision == TF32 else "highest", torch.get_float32_matmul_precision()
     if before == wanted:
         yield
         return
@@ -87,6 +83,23 @@ def _matmul(wanted: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators of the CPU and of `device`, begun at `seed`, are afterwards where they were before."""
+    if device.type != "cpu":
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+        return
+    own = torch.default_generator  # `fork_rng` takes twice as long, and torch.manual_seed formats a stack trace
+    before = own.get_state()
+    try:
+        own.manual_seed(seed)
+        yield
+    finally:
+        own.set_state(before)
 
 
 def one_thread() -> AbstractContextManager[None]:

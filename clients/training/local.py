@@ -21,6 +21,7 @@ from torch import Tensor
 from sovfed import __version__
 from sovfed.clients.training.device import (
     OUT_OF_MEMORY,
+    PRECISIONS,
     SMALL,
     autocast,
     choose_device,
@@ -30,6 +31,7 @@ from sovfed.clients.training.device import (
     matrices,
     one_thread,
     require_precision,
+    seeded,
 )
 from sovfed.clients.training.devices import Devices, why_first_device_alone
 from sovfed.clients.training.feed import Feed, Targets, arrays_of, batches_of, profile_of, together
@@ -96,6 +98,7 @@ class LocalTraining:
             raise ConfigError(f"task '{task.name}' has no model to train")
         self.task, self.records, self.device = task, records, choose_device(device)
         self.precision = require_precision(precision)
+        self._casts = PRECISIONS[precision] != torch.float32
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model, self._halfway, self._source = make_model(task, self.device), halfway, source
         self._devices = devices
@@ -141,7 +144,9 @@ class LocalTraining:
 
     def steps(self, request: TrainRequest) -> int:
         """The gradient steps of `request`'s round here."""
-        plan = request.plan
+        return self._steps(request.plan)
+
+    def _steps(self, plan: LocalPlan) -> int:
         if not self.count:
             return 0
         each = self._steps_an_epoch(plan)
@@ -202,10 +207,7 @@ class LocalTraining:
         feed = self.feed(request.scale)
         sum_ = b"" if self._reproducible else request.begin.tobytes()  # no two sums have the same M1
         seed = order_seed(request.seed, request.round, self._site, sum_)
-        cards = [self.device] if self.device.type == "cuda" else []
-        with self.threads(), matrices(self.precision), torch.random.fork_rng(devices=cards):
-            # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
-            (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
+        with self.threads(), matrices(self.precision), seeded(seed, self.device):  # for models with dropout
             pull = self._make_pull(request, correction, anchor)
             beside: list[str] = []
             if self._devices is not None:
@@ -260,10 +262,9 @@ class LocalTraining:
                 self._model.load(model)
                 self._model.mode(training=False)
                 inputs, targets = feed.take(index)
-                with autocast(self.device, self.precision):
-                    outputs = self._model.module(inputs)
+                outputs = self._computed(inputs)
                 del inputs  # before the next ones are decoded
-                return Coming(self.device, outputs.float(), targets)
+                return Coming(self.device, outputs, targets)
         except OUT_OF_MEMORY as error:
             if len(index) == 1:
                 raise TrainingError(f"evaluation: out of memory on {self.device}") from error
@@ -289,8 +290,9 @@ class LocalTraining:
     ) -> tuple[Vector, float]:
         self._model.load(request.model)
         self._model.mode(training=True)
-        remaining, rows, losses = self.steps(request), torch.from_numpy(self._train), list[Tensor]()
-        stepper = make_stepper(self._model, request.plan, remaining, pull, scaled=self.precision == "fp16")
+        plan, rows, losses = request.plan, torch.from_numpy(self._train), list[Tensor]()
+        remaining = self._steps(plan)
+        stepper = make_stepper(self._model, plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
         begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
         while remaining:
@@ -370,11 +372,18 @@ class LocalTraining:
         return starmap(self._losses_of, zip(split(inputs, most), split(targets, most), repeat(told), strict=False))
 
     def _losses_of(self, inputs: Tree, targets: Tree, told: list[Tensor]) -> Tensor:
-        with autocast(self.device, self.precision):
-            outputs = self._model.module(inputs)
-        losses = self._loss(outputs.float(), targets)
+        losses = self._loss(self._computed(inputs), targets)
         told.append(losses.detach())
         return losses
+
+    def _computed(self, inputs: Tree) -> Tensor:
+        """The model's outputs [n, …], in float32 whatever they are computed in."""
+        if self._casts:
+            with autocast(self.device, self.precision):
+                outputs = self._model.module(inputs)
+        else:
+            outputs = self._model.module(inputs)
+        return cast("Tensor", outputs.float())
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None

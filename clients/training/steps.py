@@ -166,10 +166,11 @@ class General:
     def _step_flat(self, flat: Tensor, slopes: Sequence[Tensor | None]) -> bool:
         """The same step of all values as one tensor, which takes one operation where a list takes one for each."""
         pieces = zip(slopes, self._sizes, strict=True)
-        slope = torch.cat([flat.new_zeros(size) if piece is None else piece.reshape(-1) for piece, size in pieces])
-        slope = slope.float()
+        slope: Tensor = torch._C._nn.flatten_dense_tensors(
+            [flat.new_zeros(size) if piece is None else piece for piece, size in pieces]
+        ).float()
         if (added := self._pull()) is not None:
-            slope.add_(added)
+            slope = slope + added
         self._optimizer.step([flat], [slope], self._state, self._rates())
         self._model.scattered()
         return True

@@ -92,10 +92,10 @@ class Transform:
 
     def admits(self, scale: Sums, least_spread: float) -> str:
         """Why `scale` is none that a federation's own values could have, or ""."""
-        mean, spread = np.split(scale, 2)
-        if not (np.abs(mean) <= 1.0).all():
+        mean, spread = scale[: scale.size // 2], scale[scale.size // 2 :]
+        if not _within(mean, -1.0, 1.0):
             return "a column's mean is outside its declared bounds"
-        if not ((2 * least_spread * (1 - 1e-9) <= spread) & (spread <= 2.0)).all():
+        if not _within(spread, 2 * least_spread * (1 - 1e-9), 2.0):
             return f"a column's deviation is outside {least_spread:g} to 1 of its declared range"
         return ""
 
@@ -201,6 +201,11 @@ class Bound:
             positions = torch.where((codes < 0) & ~self._own, hot.shape[1] - 1, positions)
             parts.append(hot.scatter_(1, positions, 1.0)[:, :-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _within(values: Sums, low: float, high: float) -> bool:
+    """Whether no value is outside, and each is a number, as neither end is of values of which one is none."""
+    return not values.size or bool(low <= values.min() and values.max() <= high)
 
 
 def _middle(column: Column) -> tuple[float, float]:

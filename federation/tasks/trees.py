@@ -23,7 +23,8 @@ def leaves(tree: Tree) -> list[Tensor]:
 
 def size(tree: Tree) -> int:
     """The number of records."""
-    return len(leaves(tree)[0])
+    leaf = next(iter(tree.values())) if isinstance(tree, dict) else tree
+    return leaf.shape[0]
 
 
 def rows(tree: Tree, index: Tensor | slice) -> Tree:

@@ -12,7 +12,6 @@ import time
 from abc import abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
-from copy import copy
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
@@ -104,8 +103,8 @@ def _read_only(message: Message) -> Message:
         return message
     for view in views.values():
         view.flags.writeable = False
-    protected = copy(message)
-    vars(protected).update(views)
+    protected: Message = object.__new__(type(message))  # as copy, without the way that pickles take
+    vars(protected).update(vars(message) | views)
     return protected
 
 

@@ -1,7 +1,7 @@
 """A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
 
 A piece without quotes ends where a line does and is read by itself, with odd cells of its own; from the first quote on
-Arrow finds where records end.
+Arrow finds where records end, by quotes: else it may miss that the last block begins in a cell.
 
 Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 PIECE: Final = 1 << 19  # bytes, and the rest of their last line, that are read by themselves
 ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
-BLOCK: Final = 1 << 17  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
-TOGETHER: Final = 8  # blocks that are decoded together
+BLOCK: Final = 1 << 18  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
+TOGETHER: Final = 4  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
 LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
@@ -56,7 +56,6 @@ class Delimited:
         self.decimal, self.guessed, self.expected = self.dialect.decimal, self.dialect.guessed, self.dialect.expected
         self._text = set[int]()  # columns with cells that are no plain numbers
         self._block = BLOCK
-        self._broken = False  # whether a cell may have line breaks: looking for them is a second pass over all bytes
         self._before = 0  # lines before those that Arrow counts
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
         self._odd_bytes = 0
@@ -140,7 +139,7 @@ class Delimited:
                 use_threads=False, column_names=names, skip_rows=skipped, block_size=block, encoding=encoding,
             ),
             arrow_csv.ParseOptions(
-                delimiter=self.dialect.separator, newlines_in_values=self._broken, ignore_empty_lines=False,
+                delimiter=self.dialect.separator, newlines_in_values=quoted, ignore_empty_lines=False,
                 quote_char='"' if quoted else False, invalid_row_handler=self._keep,
             ),
             arrow_csv.ConvertOptions(
@@ -193,9 +192,6 @@ class Delimited:
         """Read the file in another way, or say that it cannot be. Arrow's own words hold values: they go nowhere."""
         if more := _no_numbers(error, self._text, numeric):
             self._text |= more
-            raise Restart
-        if "out of sync" in error and self.dialect.quoted and not self._broken:  # a block ended within a quoted cell
-            self._broken = True
             raise Restart
         if "straddling" in error and self._block < LARGE_BLOCK:
             self._block *= LARGER

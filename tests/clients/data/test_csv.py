@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.clients.data.cases import AGE, DOSE, ILL, NAMELESS, SMALL, rows, task_of, written
 
 from sovfed.clients.data import Records, check_private_data, load_records, natural_sites, single
+from sovfed.clients.data.tables import delimited
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError, PrivacyError
 from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, number, target
@@ -517,6 +518,18 @@ def test_line_breaks_in_quoted_cells_are_read_wherever_a_block_of_the_file_ends(
     records = _load(written(tmp_path, "\n".join(["age,report,dose,ill", *lines, ""])))
     expected = [[row % 90, row % 32 / 8, row % 2] for row in range(len(reports))]
     assert rows(records) == expected
+
+
+def test_line_breaks_in_quoted_cells_are_read_wherever_the_last_block_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless Arrow looks for quotes, it tells of a block that begins within a cell, but not always of the last one."""
+    monkeypatch.setattr(delimited, "BLOCK", 1 << 12)
+    lines = [f'{row % 90},"with\na line\r\n and, ""another""\n",{row % 32 / 8},{row % 2}' for row in range(320)]
+    expected = [[row % 90, row % 32 / 8, row % 2] for row in range(len(lines))]
+    for count in range(100, 320, 10):
+        table = "\n".join(["age,report,dose,ill", *lines[:count], ""])
+        assert rows(_load(written(tmp_path, table))) == expected[:count]
 
 
 def test_what_is_no_text_and_what_is_empty_is_said_to_be(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sovfed.clients.trainer.service import make_trainer
-from sovfed.clients.training.device import CUBLAS, choose_device, usable_devices
+from sovfed.clients.training.device import CUBLAS, choose_device, seeded, usable_devices
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind
@@ -50,6 +50,23 @@ def test_a_device_can_be_configured(device: str) -> None:
 def test_what_is_no_device_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         bind(ClientConfig, {"device": device})
+
+
+def test_what_is_drawn_under_a_seed_moves_no_draw_of_others_even_where_it_fails() -> None:
+    torch.manual_seed(3)
+    drawn, others = [], [torch.rand(2)]
+
+    def fail() -> None:
+        with seeded(7, torch.device("cpu")):
+            drawn.append(torch.rand(2))
+            raise KeyError
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fail()
+        others.append(torch.rand(2))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(torch.cat(others), torch.rand(6, generator=torch.Generator().manual_seed(3)))
 
 
 @pytest.mark.apart
