@@ -42,9 +42,7 @@ def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline().strip() == "running"
-            assert any(
-                "runs.app" in arguments(pid) for pid in mentioning(str(folder))
-            )
+            assert any("runs.app" in arguments(pid) for pid in mentioning(str(folder)))
             for _ in range(2):
                 process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 128 + signal.SIGTERM
