@@ -97,6 +97,7 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _of_statistics(config)
     yield from _of_candidates(config)
     yield from _of_training(config)
+    yield from _of_the_way_down(config)
     yield from _of_validation(config)
 
 
@@ -183,6 +184,21 @@ def _of_training(config: Config) -> Iterator[str]:
             f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "
             "which each institution's ledger is charged for: take task.schedule=constant without warmup"
         )
+
+
+def _of_the_way_down(config: Config) -> Iterator[str]:
+    """Why models cannot be rounded on their way down; nothing where they go down whole."""
+    strategy = config.strategy
+    if not strategy.rounds_models:
+        return
+    plain = strategy.algorithm.local == FEDAVG.local or strategy.algorithm.partial
+    if config.privacy.private or strategy.name not in ALGORITHMS or not plain:
+        yield (
+            "strategy.down_bits rounds the model that institutions train from: take 32, or a strategy of ours whose "
+            "institutions train as under fedavg, fedbn or fedper, without privacy"
+        )
+    if config.task.tells_table:
+        yield "strategy.down_bits is for models that are trained: leave it"
 
 
 def _plain(plan: LocalPlan) -> Iterator[str]:
