@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sovfed.clients.ledger.entries import Whose
     from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
+    from sovfed.clients.training.moments import Moments
     from sovfed.clients.training.private import PrivateTraining
     from sovfed.federation.messages import PrivateRequest, Sums
     from sovfed.federation.tasks import Task
@@ -39,8 +40,9 @@ class Loaded:
         reproducible: bool,
         most_epochs: int | None,
         halfway: Halfway | None,
+        moments: Moments | None,
     ) -> None:
-        self._halfway = halfway
+        self._halfway, self._moments = halfway, moments
         self.load, self.reproducible = load, reproducible
         self._site, self._stamp, self._make_model = site, stamp, make_model
         self._device, self._precision, self._most_epochs = device, precision, most_epochs
@@ -106,7 +108,7 @@ class Loaded:
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
-            halfway=self._halfway, source=source,
+            halfway=self._halfway, source=source, moments=self._moments,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
         return learner

@@ -164,6 +164,7 @@ class TrainerService:
         self._loaded = Loaded(
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs, halfway=halfway,
+            moments=None if states is None else states.moments,
         )  # fmt: skip
         self._keep_score = partial(keep_score, received)
         self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
@@ -359,6 +360,8 @@ class TrainerService:
             return keeping_table(request, task, self._received, self._sheets, order, self._evidence)
         check_scale(request, task, self._least_spread)
         self._check_values(request, trained(task))
+        if self._states is not None:
+            self._states.moments.end(request.run)
         return keeping(request, task, self._received, self._replies.last_trained, self._evidence)
 
     def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:

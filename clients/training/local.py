@@ -11,7 +11,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat, starmap
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.training.moments import Moments
     from sovfed.clients.training.steps import Stepper
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.plan import LocalPlan
@@ -81,12 +82,14 @@ class LocalTraining:
         most_epochs: int | None = None,
         halfway: Halfway | None = None,
         source: object = None,
+        moments: Moments | None = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
         many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
-        round; `source` is its word on where the records came from, at the moment they were read. Raises ConfigError.
+        round; `source` is its word on where the records came from, at the moment they were read. `moments` keeps
+        what an optimizer carries to the next round. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
@@ -94,6 +97,7 @@ class LocalTraining:
         self.precision = require_precision(precision)
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model, self._halfway, self._source = make_model(task, self.device), halfway, source
+        self._moments = moments
         self._feed: Feed | None = None
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
@@ -187,9 +191,12 @@ class LocalTraining:
             # For models with dropout. Off CUDA, torch.manual_seed would format and keep a stack trace each time.
             (torch.manual_seed if cards else torch.default_generator.manual_seed)(seed)
             pull = self._make_pull(request, correction, anchor)
-            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed)
-            key = Key(request, about, (correction, anchor))
+            key = Key(request, (*self._about(), seed), (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
+
+    def _about(self) -> tuple[Any, ...]:
+        """What a state that was kept must be of to be gone on with: version, records, device, arithmetic."""
+        return __version__, self._site, self.count, self._source, str(self.device), self.precision
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
@@ -269,6 +276,8 @@ class LocalTraining:
         stepper = make_stepper(self._model, request.plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
         begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
+        if begun is None and request.keep_state:
+            self._take_up(request, stepper)
         while remaining:
             done, coming = 0, rows[torch.randperm(len(rows), generator=generator)] if begun is None else begun.order
             losses = [] if begun is None else [begun.losses]
@@ -289,7 +298,26 @@ class LocalTraining:
         mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
+        if request.keep_state:
+            self._keep_moments(request, stepper)
         return update, mean_loss
+
+    def _take_up(self, request: TrainRequest, stepper: Stepper) -> None:
+        """Let `stepper` go on with the moments of the round before, if this institution had a part in it."""
+        kept = None if self._moments is None else self._moments.load(request, self._about())
+        if kept is None:
+            return
+        try:
+            stepper.restore({"step": 0, "taken": kept[0]}, kept[1])
+        except ConfigError as error:
+            log.warning("round %d: fresh moments: %s", request.round, error)
+
+    def _keep_moments(self, request: TrainRequest, stepper: Stepper) -> None:
+        """Put down what `stepper` carries; what is not finite would spoil all rounds to come."""
+        state = stepper.state()
+        if self._moments is None or state is None or not all(slot.isfinite().all() for slot in state[1].values()):
+            return
+        self._moments.save(request, self._about(), state[0]["taken"], state[1])
 
     def _begun(self, halfway: Halfway, key: Key, stepper: Stepper, generator: torch.Generator) -> Begun | None:
         """Where the round stood when a trainer died in it, with everything set to that; None of one that is new."""

@@ -98,6 +98,7 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _of_candidates(config)
     yield from _of_training(config)
     yield from _of_the_way_down(config)
+    yield from _of_kept_state(config)
     yield from _of_validation(config)
 
 
@@ -199,6 +200,27 @@ def _of_the_way_down(config: Config) -> Iterator[str]:
         )
     if config.task.tells_table:
         yield "strategy.down_bits is for models that are trained: leave it"
+
+
+def _of_kept_state(config: Config) -> Iterator[str]:
+    """Why institutions cannot keep the optimizer's state; nothing where it is fresh in every round."""
+    task, strategy = config.task, config.strategy
+    if not task.keep_state:
+        return
+    if task.plan().plain:
+        yield "task.keep_state: plain SGD has no state: take task.optimizer=adamw or muon, or momentum"
+    if strategy.algorithm.gradient or strategy.algorithm.local != FEDAVG.local:
+        yield (
+            f"task.keep_state: under strategy '{strategy.name}' institutions take no steps of an optimizer of their "
+            "own: take one whose institutions train as under fedavg"
+        )
+    if config.privacy.private:
+        yield (
+            "task.keep_state: moments are of gradients without noise, and an update of theirs depends on records of "
+            "every round before, which no privacy mechanism here accounts for: leave it"
+        )
+    if config.simulation.engine in ("ray", "vectorised"):
+        yield f"task.keep_state: simulation.engine '{config.simulation.engine}' keeps nothing at an institution"
 
 
 def _plain(plan: LocalPlan) -> Iterator[str]:

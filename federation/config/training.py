@@ -26,7 +26,11 @@ class TaskConfig:
         0, 0, 1_000_000, doc="gradient steps in a round, over as many epochs as they need; 0: local_epochs epochs"
     )
     accumulation: int = bounded(1, 1, 10_000, unit="batches", doc="whose gradients one step takes the mean of")
-    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one; fresh in every round")
+    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one")
+    keep_state: bool = bounded(
+        False,
+        doc="institutions keep the optimizer's state from round to round, at home; false: it is fresh in every round",
+    )
     learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size, of which the schedule takes a share")
     momentum: float | None = bounded(
         None, 0.0, 0.999999, doc="of sgd and of muon; null: 0 for sgd, 0.95 for muon, as published"

@@ -198,7 +198,7 @@ class _Training:
                 writer.submit(
                     checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled)
                 )
-                if config.strategy.stateful:
+                if config.strategy.stateful or config.task.keep_state:
                     writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
                 log.info("%s", told(round_, config.rounds))
                 on_round(line)
