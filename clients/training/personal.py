@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from sovfed.clients.training.moments import MOMENTS, Moments
+from sovfed.clients.training.moments import Moments
 from sovfed.federation.algorithms import LOCAL, MODEL, VARIATE
 from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.files import private_directory, write_atomic
@@ -107,7 +107,7 @@ class PersonalStates:
         left for what the request would keep.
         """
         self.check_room(request)
-        files = [file for file in self._files() if file.key == _key(request) and file.kind not in (PLACE, MOMENTS)]
+        files = [file for file in self._files() if file.key == _key(request) and file.kind != PLACE]
         own = [file for file in files if file.owner == _owner(request.run)]
         usable = [file for file in own if file.round <= last] or [file for file in files if file.round <= last]
         if not usable:
@@ -137,11 +137,7 @@ class PersonalStates:
         self.check_room(request)
         self._write(request, _kind(request), vector)
         of = _key(request), _owner(request.run)
-        own = {
-            file.round: file.path
-            for file in self._files()
-            if (file.key, file.owner) == of and file.kind not in (PLACE, MOMENTS)
-        }
+        own = {file.round: file.path for file in self._files() if (file.key, file.owner) == of and file.kind != PLACE}
         own.pop(request.round)
         earlier = sorted(number for number in own if number < request.round)
         for number in set(own) - set(earlier[-(ROUNDS - 1) :]):  # those after it were of a run that was set back

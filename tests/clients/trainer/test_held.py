@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def following(before: TrainRequest, run: str = "r", moved: float = 0.01) -> tupl
     """The next round's request: by a change, and with the whole model."""
     change = change_of(np.full(before.model.size, moved, np.float32))
     whole = dataclasses.replace(before, run=run, round=before.round + 1, model=changed(before.model, change))
-    digests = {"base": hash_vector(before.model).hex(), "becomes": hash_vector(whole.model).hex()}
+    digests: dict[str, Any] = {"base": hash_vector(before.model).hex(), "becomes": hash_vector(whole.model).hex()}
     return dataclasses.replace(whole, model=EMPTY, change=change, **digests), whole
 
 
