@@ -177,7 +177,7 @@ def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dic
     pooled = train_pooled(bench)
     federated = _train_federated(bench)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
-    groups, tests = groups_of(tokenizer, bench.sites, _files(data)), _tests(data)
+    groups, tests = groups_of(tokenizer, bench.sites, files_of(data)), _tests(data)
     figures = dict[str, float]()
     for name, result in (("pooled", pooled), ("federated", federated)):
         figures |= apart_figures(name, result, bench.sites, groups)
@@ -243,7 +243,7 @@ def _own_test(result: Result, windows: Windows) -> float:
 
 def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
     """The task, and each ministry's windows with `tested` held-out ones, made in `folder`. Raises ConfigError."""
-    files = _files(data)
+    files = files_of(data)
     public = [path for site, path in files.items() if site in PUBLIC]
     if not public or len(files) < 3:
         raise ConfigError(f"{data}: {len(files)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
@@ -254,13 +254,13 @@ def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[Decla
     return task, dict(_sites(task, tokenizer, files, folder, tested))
 
 
-def _files(data: Path) -> dict[str, Path]:
+def files_of(data: Path) -> dict[str, Path]:
     """Each ministry's file, by a name that an institution may have."""
     return {path.name.removesuffix(SUFFIX).replace("_", "-"): path for path in sorted(data.glob(f"*{SUFFIX}"))}
 
 
 def _tests(data: Path) -> list[str]:
-    return [document.text for document in documents_in(_files(data).values(), KEYS) if document.side == "test"]
+    return [document.text for document in documents_in(files_of(data).values(), KEYS) if document.side == "test"]
 
 
 def _sites(

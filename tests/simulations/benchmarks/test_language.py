@@ -43,7 +43,7 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     assert [row["model"] for row in told["rows"]] == ["pooled", "federated", *rings]
     assert all(row["tokens"] == 2 * 3 * WINDOWS * 128 and row["bits_per_byte"] > 0 for row in told["rows"])
     assert set(told["ratios"]) == {
-        "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "sixteen_down_over_32",
+        "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "sixteen_down_bits_over_32",
         "step_over_bare",
     }  # fmt: skip
     figures = told["figures"]
