@@ -39,7 +39,11 @@ def _vector_dtypes(cls: type[Any]) -> dict[str, np.dtype[Any]]:
 
 _DTYPES: Final = {cls: _vector_dtypes(cls) for cls in KINDS.values()}
 _LATER: Final = {
-    cls: {field.name: cast("Scalar", field.default) for field in dataclasses.fields(cls) if field.name in LATER}
+    cls: {
+        field.name: cast("Scalar", field.default)
+        for field in dataclasses.fields(cls)
+        if field.name in LATER and "dtype" not in field.metadata
+    }
     for cls in KINDS.values()
 }
 
@@ -52,7 +56,8 @@ def encode(message: Message) -> tuple[str, dict[str, Scalar], dict[str, npt.NDAr
     for name, default in _LATER[type(message)].items():
         if scalars[name] == default:
             del scalars[name]
-    return _NAMES[type(message)], scalars, {name: values[name] for name in dtypes}
+    said = (name for name in dtypes if name not in LATER or values[name].size)
+    return _NAMES[type(message)], scalars, {name: values[name] for name in said}
 
 
 def unsaid(message: Message) -> Mapping[str, Scalar]:
@@ -91,6 +96,7 @@ def decode(
     if values.pop("version", None) != PROTOCOL_VERSION:
         raise ProtocolError(f"{kind}: protocol version {scalars.get('version')!r}, expected {PROTOCOL_VERSION}")
     dtypes = _DTYPES[cls]
+    vectors = {name: np.zeros(0, dtype) for name, dtype in dtypes.items() if name in LATER} | dict(vectors)
     if set(vectors) != set(dtypes):
         raise ProtocolError(f"{kind}: vectors {sorted(vectors)}, expected {sorted(dtypes)}")
     if misplaced := set(values) & set(dtypes):

@@ -8,6 +8,7 @@
     │   ├── NotValidNowError  by the clock: it did, or will, or the clock is wrong
     │   └── TooManyTriesError several passphrases in a row did not: whoever tries waits
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
+    │   └── WholeModelError   it is a change of a model that is not here
     ├── PolicyError       the institution's own policy forbids what was asked
     │   ├── BoundError        a setting of it does, which `limit` names: to ask again changes nothing
     │   ├── OrderError        it has signed no order for that, or for another run
@@ -66,6 +67,12 @@ class InvitationError(IdentityError):
 
 class ProtocolError(SovfedError):
     code = "protocol"
+
+
+class WholeModelError(ProtocolError):
+    """A change came of a model that this institution does not hold: the whole one does."""
+
+    code = "whole-model"
 
 
 class PolicyError(SovfedError):
@@ -135,6 +142,7 @@ WIRE_SENTENCES: Final[dict[str, str]] = {
     "config": "The institution's configuration does not allow this request.",
     "identity": "The institution could not verify an identity.",
     "protocol": "The institution refused a malformed message.",
+    "whole-model": "The institution does not hold the model that this changes; it takes the whole one.",
     "policy": "The institution's policy forbids this request.",
     "bound": "The run is beyond a bound of the institution's policy.",
     "order": "The institution has signed no order for this (`sovfed client orders`, there).",

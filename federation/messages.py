@@ -37,7 +37,7 @@ def _empty(dtype: str) -> Any:
     return dataclasses.field(default_factory=lambda: np.zeros(0, dtype=dtype), metadata={"dtype": dtype})
 
 
-LATER: Final = frozenset({"person_records", "rate_units"})
+LATER: Final = frozenset({"person_records", "rate_units", "hold", "base", "becomes", "change", "keep_state"})
 """Fields that messages were sent without at first. With their default they are in nothing that is sent, signed or
 digested: so an older peer, an order signed before, and a plan that a ledger keeps still fit after an upgrade."""
 
@@ -106,6 +106,12 @@ class TrainRequest(LocalWork):
     same. `control` is SCAFFOLD's c, shape [d], and empty for the others. `normalisation` is `TaskConfig`'s.
     `rate_start` and `rate_end` are the shares of `learning_rate` as the round begins and ends. Without `evaluate`
     nothing is evaluated, and zeros stand for it. With `rate_units` an update is sent in multiples of `LocalPlan.reach`.
+
+    With `keep_state` the optimizer goes on with what the institution kept of it in the round before, and keeps it.
+
+    With `hold` the institution holds `model` until the next round's is there, which may then come as a `change`
+    (`federation/changes.py`) in its place: to the model whose digest (`hash_vector`, hex) is `base`, of which the one
+    with the digest `becomes` comes. Before anything else looks at the request, it is put together again.
     """
 
     run: str = named()
@@ -129,6 +135,11 @@ class TrainRequest(LocalWork):
     rate_end: float = bounded(1.0, 0.0, 1.0)
     evaluate: bool = bounded(True)
     rate_units: bool = bounded(False)
+    keep_state: bool = bounded(False)
+    hold: bool = bounded(False)
+    base: str = bounded("", 0, 64)
+    becomes: str = bounded("", 0, 64)
+    change: Bytes = _empty("uint8")
 
     @property
     def units(self) -> LocalPlan | None:

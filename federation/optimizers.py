@@ -72,7 +72,7 @@ class State:
 
 
 class LocalOptimizer(Protocol):
-    """Moves values by gradients, in place. Its state is made anew in every round."""
+    """Moves values by gradients, in place. Its state is the caller's to keep."""
 
     @property
     def plain(self) -> bool:

@@ -22,7 +22,7 @@ MUON_MOMENTUM: Final = 0.95  # Jordan 2024
 
 @dataclass(frozen=True)
 class LocalPlan:
-    """An institution's work in one round. The optimizer's state is fresh in every round: none is kept or sent.
+    """An institution's work in one round. The optimizer's state is never sent, and fresh unless kept there.
 
     `learning_rate` is the rate as the round begins, `final_rate` as it ends. A step is taken on `accumulation` batches
     of `batch_size` records; it ends with the epoch. `local_steps` > 0 are as many steps, over as many epochs as they

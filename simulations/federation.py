@@ -17,6 +17,7 @@ from typing import Any, Final
 from sovfed.clients import data as records_of
 from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.held import HeldModels
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.device import choose_device, make_deterministic, one_thread
@@ -98,6 +99,7 @@ def simulate_population(
         on_start(PrivacyPlan.make(config, "", vector_size(config, task)).expectation)
     authority = Authority() if config.secagg.enabled else None
     failures = Failures()
+    held = HeldModels()  # the agency's model, which is the same for all
     make_model = lru_cache(1)(FlatModel)  # institutions are called one after the other: one model does for all
 
     def trainer(node: int) -> TrainerService:
@@ -107,6 +109,7 @@ def simulate_population(
             masking=_masking(authority, institution.name, cohort, config.secagg.clip),
             states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False), make_model=make_model,
             repeats=authority is not None, reproducible=True, on_error=failures.note,
+            held=held,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.

@@ -33,6 +33,8 @@ def refusal(module: nn.Module, config: Config) -> str:
         return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
     if not config.strategy.algorithm.stacked:
         return f"strategy '{config.strategy.name}' changes local training, of which only plain SGD is stacked"
+    if config.task.keep_state:
+        return "task.keep_state keeps something at each institution"
     for name, layer in module.named_modules():
         if getattr(layer, "track_running_stats", False):
             return f"{type(layer).__name__} '{name}' keeps running statistics, which every institution has its own of"

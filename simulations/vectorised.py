@@ -292,7 +292,7 @@ class VectorisedAggregation:
         self._everybody: Cohort | None = None
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
-        """As `Aggregation.collect`. Bytes are counted as if every institution had been sent to and had replied."""
+        """As `Aggregation.collect`. Bytes are counted as if each had been sent the whole model and had replied."""
         start = time.monotonic()
         cohort, total = self._gather(nodes), Total(participants=list(nodes))
         if isinstance(request, PrivateRequest):

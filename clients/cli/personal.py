@@ -16,7 +16,12 @@ from sovfed.federation.text import visible
 if TYPE_CHECKING:
     from sovfed.clients.training.personal import Kept
 
-WHAT: Final = {"personal": "a model", "variate": "a control variate", "place": "a place, no model came"}
+WHAT: Final = {
+    "personal": "a model",
+    "variate": "a control variate",
+    "place": "a place, no model came",
+    "moments": "an optimizer's state",
+}
 
 
 @click.group(cls=Group, name="personal")

@@ -103,12 +103,24 @@ def check_scale(request: SumRequest | ReleaseRequest, task: Task, least_spread: 
 
 
 def require_room(request: SumRequest, states: PersonalStates | None) -> None:
-    """Raise SovfedError if what the request's algorithm keeps would have no name, or no place in `states`."""
-    if isinstance(request, ProfileRequest | PrivateRequest) or not LOCAL[request.algorithm].keeps:
+    """Raise SovfedError if what the request would keep would have no name, or no place in `states`."""
+    if isinstance(request, ProfileRequest | PrivateRequest):
+        return
+    if isinstance(request, TrainRequest) and request.keep_state:
+        _require_state(request, states)
+    if not LOCAL[request.algorithm].keeps:
         return
     if states is None or not request.keep:
         raise ProtocolError("an algorithm that keeps something, without a name, or a place, to keep it")
     states.check_room(request)
+
+
+def _require_state(request: TrainRequest, states: PersonalStates | None) -> None:
+    """Raise SovfedError if the optimizer of `request` has no state, or that no name or no place."""
+    if request.algorithm != FEDAVG.local or request.plan.plain:
+        raise ConfigError(f"'{request.optimizer}' under '{request.algorithm}' has no state to keep")
+    if states is None or not request.keep:
+        raise ProtocolError("an optimizer's state that is to be kept, without a name, or a place, to keep it")
 
 
 def trained(task: Task) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sovfed.clients.training.devices import Devices
     from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
+    from sovfed.clients.training.moments import Moments
     from sovfed.clients.training.private import PrivateTraining
     from sovfed.federation.messages import PrivateRequest, Sums
     from sovfed.federation.tasks import Task
@@ -41,8 +42,9 @@ class Loaded:
         most_epochs: int | None,
         halfway: Halfway | None,
         devices: Devices | None,
+        moments: Moments | None,
     ) -> None:
-        self._halfway, self._devices = halfway, devices
+        self._halfway, self._devices, self._moments = halfway, devices, moments
         self.load, self.reproducible = load, reproducible
         self._site, self._stamp, self._make_model = site, stamp, make_model
         self._device, self._precision, self._most_epochs = device, precision, most_epochs
@@ -108,7 +110,7 @@ class Loaded:
         learner = Learner(
             task, records, site=self._site(task), device=self._device, precision=self._precision,
             make_model=self._make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
-            halfway=self._halfway, source=source, devices=self._devices,
+            halfway=self._halfway, source=source, devices=self._devices, moments=self._moments,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
         return learner

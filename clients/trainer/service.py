@@ -30,6 +30,7 @@ from sovfed.clients.trainer.admission import (
 )
 from sovfed.clients.trainer.allowance import Allowance
 from sovfed.clients.trainer.computing import Computing
+from sovfed.clients.trainer.held import HeldModels
 from sovfed.clients.trainer.loaded import Loaded
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.replies import NOT_KEPT, Replies
@@ -119,6 +120,7 @@ class TrainerService:
         sheets: KeptSheets | None = None,
         halfway: Halfway | None = None,
         devices: Devices | None = None,
+        held: HeldModels | None = None,
     ) -> None:
         """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
 
@@ -147,6 +149,8 @@ class TrainerService:
         `halfway` keeps the state of a long round on disk; a simulation begins one anew. `devices` are those that
         `device` lists, where it lists several.
 
+        `held` holds models for their changes; only a simulation's trainers share one.
+
         `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
 
         Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
@@ -166,11 +170,12 @@ class TrainerService:
             load, self._site, stamp, make_model,
             device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs, halfway=halfway,
             devices=devices,
+            moments=None if states is None else states.moments,
         )  # fmt: skip
         self._keep_score = partial(keep_score, received)
         self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
         self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
-        self._replies = Replies()
+        self._replies, self._held = Replies(), held or HeldModels()
         self._lock = threading.Lock()
         self._answered = 0
 
@@ -179,7 +184,9 @@ class TrainerService:
         with self._lock, self._forgetting():
             self._answered += 1
             try:  # the boundary of the institution: only a code may pass
+                request = self._held.whole(request)
                 work = self._admit(request)
+                self._held.hold(request)
             except Exception as error:
                 self._telling.refused(request, error)
                 code = wire_code(error)
@@ -359,6 +366,8 @@ class TrainerService:
             return keeping_table(request, task, self._received, self._sheets, order, self._evidence)
         check_scale(request, task, self._least_spread)
         self._check_values(request, trained(task))
+        if self._states is not None:
+            self._states.moments.end(request.run)
         return keeping(request, task, self._received, self._replies.last_trained, self._evidence)
 
     def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:

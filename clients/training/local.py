@@ -11,7 +11,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat, starmap
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.training.moments import Moments
     from sovfed.clients.training.steps import Stepper
     from sovfed.federation.messages import Sums, Vector
     from sovfed.federation.plan import LocalPlan
@@ -86,13 +87,15 @@ class LocalTraining:
         halfway: Halfway | None = None,
         source: object = None,
         devices: Devices | None = None,
+        moments: Moments | None = None,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
         many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
-        round; `source` is its word on where the records came from, at the moment they were read. Over several `devices`
-        a batch is divided where it can be; all else is done on the first. Raises ConfigError.
+        round; `source` is its word on where the records came from, at the moment they were read. `moments` keeps
+        what an optimizer carries to the next round. Over several `devices` a batch is divided where it can be; all else
+        is done on the first. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
@@ -101,7 +104,7 @@ class LocalTraining:
         self._casts = PRECISIONS[precision] != torch.float32
         self._site, self._loss, self._reproducible, self._most_epochs = site, task.loss, reproducible, most_epochs
         self._model, self._halfway, self._source = make_model(task, self.device), halfway, source
-        self._devices = devices
+        self._moments, self._devices = moments, devices
         if devices is not None and (reason := why_first_device_alone(task)):
             log.warning("task %s trains on %s alone: %s", task.name, self.device, reason)
             self._devices = None
@@ -213,9 +216,12 @@ class LocalTraining:
             if self._devices is not None:
                 beside, pull = self._devices.names, self._with_others(self._devices, pull)
                 self._devices.begin(self.task, request.scale)
-            about = (__version__, self._site, self.count, self._source, str(self.device), self.precision, seed, *beside)
-            key = Key(request, about, (correction, anchor))
+            key = Key(request, (*self._about(), seed, *beside), (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
+
+    def _about(self) -> tuple[Any, ...]:
+        """What a state that was kept must be of to be gone on with: version, records, device, arithmetic."""
+        return __version__, self._site, self.count, self._source, str(self.device), self.precision
 
     def evaluate(self, model: Vector, scale: Sums) -> Sums:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
@@ -295,6 +301,8 @@ class LocalTraining:
         stepper = make_stepper(self._model, plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
         begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
+        if begun is None and request.keep_state:
+            self._take_up(request, stepper)
         while remaining:
             done, coming = 0, rows[torch.randperm(len(rows), generator=generator)] if begun is None else begun.order
             losses = [] if begun is None else [begun.losses]
@@ -317,6 +325,8 @@ class LocalTraining:
         mean_loss = float(torch.cat(losses).mean())
         if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
+        if request.keep_state:
+            self._keep_moments(request, stepper)
         return update, mean_loss
 
     def _batches(self, feed: Feed, order: Tensor, batch: int) -> Iterator[tuple[Tree, Tree, int]]:
@@ -342,6 +352,23 @@ class LocalTraining:
     def _add_losses_of_others(self, told: list[Tensor]) -> None:
         if self._devices is not None:
             told += [losses.to(self.device) for losses in self._devices.losses()]
+
+    def _take_up(self, request: TrainRequest, stepper: Stepper) -> None:
+        """Let `stepper` go on with the moments of the round before, if this institution had a part in it."""
+        kept = None if self._moments is None else self._moments.load(request, self._about())
+        if kept is None:
+            return
+        try:
+            stepper.restore({"step": 0, "taken": kept[0]}, kept[1])
+        except ConfigError as error:
+            log.warning("round %d: fresh moments: %s", request.round, error)
+
+    def _keep_moments(self, request: TrainRequest, stepper: Stepper) -> None:
+        """Put down what `stepper` carries; what is not finite would spoil all rounds to come."""
+        state = stepper.state()
+        if self._moments is None or state is None or not all(slot.isfinite().all() for slot in state[1].values()):
+            return
+        self._moments.save(request, self._about(), state[0]["taken"], state[1])
 
     def _begun(self, halfway: Halfway, key: Key, stepper: Stepper, generator: torch.Generator) -> Begun | None:
         """Where the round stood when a trainer died in it, with everything set to that; None of one that is new."""

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.clients.training.moments import Moments
 from sovfed.federation.algorithms import LOCAL, MODEL, VARIATE
 from sovfed.federation.errors import DataError, PolicyError
 from sovfed.federation.files import private_directory, write_atomic
+from sovfed.federation.secagg.request import whole_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +35,9 @@ PERSONAL: Final = MODEL
 PLACE: Final = "place"  # taken by a run, whether or not it comes to a model
 MAX_PERSONAL: Final = 16  # runs whose models are kept; more are refused
 MAX_VARIATES: Final = 8  # runs whose control variates are kept; the newest
-_NAME: Final = re.compile(r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate|place)\.safetensors")
+_NAME: Final = re.compile(
+    r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate|place|moments)\.safetensors"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Kept:
     task: str
     algorithm: str
     round: int
-    kind: str  # a model that predicts, a control variate, or a place for a model that did not come yet
+    kind: str  # a model that predicts, a control variate, an optimizer's moments, or a place for a model to come
 
     @property
     def personal(self) -> bool:
@@ -91,6 +95,8 @@ class PersonalStates:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         """What is not `durable` outlives the process, but not the machine."""
         self._folder, self._durable = folder, durable
+        # Of optimizers, which lie beside them and are removed with them; a run that goes on as a part keeps its own.
+        self.moments = Moments(folder, _key, lambda run: _owner(whole_run(run)))
 
     def load(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """The newest state of the request's run of a round up to `last`, shape [d]; None if there is none.
@@ -102,7 +108,7 @@ class PersonalStates:
         """
         self.check_room(request)
         files = [file for file in self._files() if file.key == _key(request) and file.kind != PLACE]
-        own = [file for file in files if file.owner == _owner(request)]
+        own = [file for file in files if file.owner == _owner(request.run)]
         usable = [file for file in own if file.round <= last] or [file for file in files if file.round <= last]
         if not usable:
             if files:
@@ -120,7 +126,7 @@ class PersonalStates:
         So what is refused for lack of room follows from the requests alone. Raises PolicyError if no room is left.
         """
         self.check_room(request)
-        if _kind(request) == PERSONAL and (_key(request), _owner(request)) not in self._held():
+        if _kind(request) == PERSONAL and (_key(request), _owner(request.run)) not in self._held():
             self._write(request, PLACE, np.zeros(0, np.float32))
 
     def save(self, request: TrainRequest | EvaluateRequest, vector: Vector) -> None:
@@ -130,7 +136,7 @@ class PersonalStates:
         """
         self.check_room(request)
         self._write(request, _kind(request), vector)
-        of = _key(request), _owner(request)
+        of = _key(request), _owner(request.run)
         own = {file.round: file.path for file in self._files() if (file.key, file.owner) == of and file.kind != PLACE}
         own.pop(request.round)
         earlier = sorted(number for number in own if number < request.round)
@@ -159,12 +165,12 @@ class PersonalStates:
             "round": str(request.round),
         }  # fmt: skip
         content = save({"model": np.ascontiguousarray(vector), "scale": request.scale}, metadata=metadata)
-        path = self._folder / f"{_key(request)}.{_owner(request)}.{request.round}.{kind}.safetensors"
+        path = self._folder / f"{_key(request)}.{_owner(request.run)}.{request.round}.{kind}.safetensors"
         write_atomic(path, content, 0o600, durable=self._durable)
 
     def _held(self) -> set[tuple[str, str]]:
         """The runs that have a place for a personal model."""
-        return {(file.key, file.owner) for file in self._files() if file.kind != VARIATE}
+        return {(file.key, file.owner) for file in self._files() if file.kind in (PERSONAL, PLACE)}
 
     def _files(self) -> Sequence[_File]:
         matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
@@ -183,7 +189,7 @@ class PersonalStates:
         if _kind(request) != PERSONAL:
             return
         places = self._held()
-        if len(places) >= MAX_PERSONAL and (_key(request), _owner(request)) not in places:
+        if len(places) >= MAX_PERSONAL and (_key(request), _owner(request.run)) not in places:
             raise PolicyError(
                 f"{len(places)} personal models are kept here, the most; `sovfed client personal remove RUN` makes room"
             )
@@ -229,9 +235,9 @@ def _key(request: TrainRequest | EvaluateRequest) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:24]
 
 
-def _owner(request: TrainRequest | EvaluateRequest) -> str:
+def _owner(run: str) -> str:
     """Which of Flower's runs asks: nobody else's files are replaced."""
-    return hashlib.sha256(request.run.encode()).hexdigest()[:16]
+    return hashlib.sha256(run.encode()).hexdigest()[:16]
 
 
 def _kind(request: TrainRequest | EvaluateRequest) -> str:

@@ -97,6 +97,8 @@ def conflicts(config: Config) -> Iterator[str]:
     yield from _of_statistics(config)
     yield from _of_candidates(config)
     yield from _of_training(config)
+    yield from _of_the_way_down(config)
+    yield from _of_kept_state(config)
     yield from _of_validation(config)
 
 
@@ -183,6 +185,42 @@ def _of_training(config: Config) -> Iterator[str]:
             f"task.schedule: under privacy.mechanism '{mechanism}' the learning rate is a constant of the run's plan, "
             "which each institution's ledger is charged for: take task.schedule=constant without warmup"
         )
+
+
+def _of_the_way_down(config: Config) -> Iterator[str]:
+    """Why models cannot be rounded on their way down; nothing where they go down whole."""
+    strategy = config.strategy
+    if not strategy.rounds_models:
+        return
+    plain = strategy.algorithm.local == FEDAVG.local or strategy.algorithm.partial
+    if config.privacy.private or strategy.name not in ALGORITHMS or not plain:
+        yield (
+            "strategy.down_bits rounds the model that institutions train from: take 32, or a strategy of ours whose "
+            "institutions train as under fedavg, fedbn or fedper, without privacy"
+        )
+    if config.task.tells_table:
+        yield "strategy.down_bits is for models that are trained: leave it"
+
+
+def _of_kept_state(config: Config) -> Iterator[str]:
+    """Why institutions cannot keep the optimizer's state; nothing where it is fresh in every round."""
+    task, strategy = config.task, config.strategy
+    if not task.keep_state:
+        return
+    if task.plan().plain:
+        yield "task.keep_state: plain SGD has no state: take task.optimizer=adamw or muon, or momentum"
+    if strategy.algorithm.gradient or strategy.algorithm.local != FEDAVG.local:
+        yield (
+            f"task.keep_state: under strategy '{strategy.name}' institutions take no steps of an optimizer of their "
+            "own: take one whose institutions train as under fedavg"
+        )
+    if config.privacy.private:
+        yield (
+            "task.keep_state: moments are of gradients without noise, and an update of theirs depends on records of "
+            "every round before, which no privacy mechanism here accounts for: leave it"
+        )
+    if config.simulation.engine in ("ray", "vectorised"):
+        yield f"task.keep_state: simulation.engine '{config.simulation.engine}' keeps nothing at an institution"
 
 
 def _plain(plan: LocalPlan) -> Iterator[str]:

@@ -11,6 +11,7 @@ from sovfed.federation.plan import MUON_MOMENTUM, SCHEDULES, SGD, LocalPlan, Sch
 from sovfed.federation.schema import bounded, choice, named
 
 STRATEGIES: Final = tuple(ALGORITHMS)  # of our own
+DOWN_BITS: Final = (16, 32)  # of a value of the model on its way down
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class TaskConfig:
         0, 0, 1_000_000, doc="gradient steps in a round, over as many epochs as they need; 0: local_epochs epochs"
     )
     accumulation: int = bounded(1, 1, 10_000, unit="batches", doc="whose gradients one step takes the mean of")
-    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one; fresh in every round")
+    optimizer: str = named(SGD, doc="of local steps: sgd, adamw, muon or an installed one")
+    keep_state: bool = bounded(
+        False,
+        doc="institutions keep the optimizer's state from round to round, at home; false: it is fresh in every round",
+    )
     learning_rate: float = bounded(0.1, 1e-9, 1e3, doc="step size, of which the schedule takes a share")
     momentum: float | None = bounded(
         None, 0.0, 0.999999, doc="of sgd and of muon; null: 0 for sgd, 0.95 for muon, as published"
@@ -169,6 +174,16 @@ class StrategyConfig:
         "what the learning rates let it move, which fills a ring of few bits; the server multiplies it again",
     )  # fmt: skip
 
+    down_bits: int = bounded(
+        32, 16, 32, unit="bits", doc="of a value on its way down, 16 or 32; 16: an institution that holds the last "
+        "model is sent what has changed of it, and the run goes on from the model so rounded",
+    )  # fmt: skip
+
+    @property
+    def rounds_models(self) -> bool:
+        """Whether models are rounded for their way down."""
+        return self.down_bits < DOWN_BITS[-1]
+
     @property
     def individual(self) -> bool:
         """Whether the strategy needs every institution's own update rather than their sum."""
@@ -192,12 +207,14 @@ class StrategyConfig:
     @property
     def sent(self) -> dict[str, Any]:
         """The settings that institutions are told with every request, fields of `TrainRequest`."""
-        units = {"proximal_mu": 0.0, "rate_units": self.rate_units}
+        units = {"proximal_mu": 0.0, "rate_units": self.rate_units, "hold": self.rounds_models}
         return units | {name: getattr(self, name) for name in self.algorithm.settings}
 
     def __post_init__(self) -> None:
         if self.institution is not None and self.name in ALGORITHMS:
             raise ValueError(f"institution is '{self.institution}', which strategy={self.name} settles itself")
+        if self.down_bits not in DOWN_BITS:
+            raise ValueError(f"down_bits is {self.down_bits}, expected one of {DOWN_BITS}")
         if self.server_nesterov and self.name != "fedavgm":
             raise ValueError(f"server_nesterov is of strategy=fedavgm; '{self.name}' has no use for it")
         if self.gradient_scale != 1.0 and not self.algorithm.gradient:

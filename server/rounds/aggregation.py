@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Message as FlowerMessage
 
-from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.errors import ConfigError, ProtocolError, WholeModelError
 from sovfed.federation.messages import (
     EvaluateReply,
     EvaluateRequest,
@@ -39,6 +39,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.stored import Pieces
 from sovfed.federation.wire.flower import TTL_S, StreamingGrid, from_records, new_message, to_records
+from sovfed.server.rounds.downlink import WHOLE, Downlink
 from sovfed.server.rounds.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -135,12 +136,35 @@ def ask(
     timeout_s: float,
     group: str = "",
     patience: Patience | None = None,
+    whole: Request | None = None,
 ) -> Iterator[Answer[R]]:
     """Send each node its request and yield each answer as it arrives; a malformed one is a refusal, not an error.
 
     It ends when all have answered, after `timeout_s`, or with `patience`, which the caller tells who answered.
-    Answers are told apart by the message they reply to, never by the sender that they name.
+    Answers are told apart by the message they reply to, never by the sender that they name. Who lacks the model that
+    its request changes is asked again, once, with `whole`.
     """
+    deadline, lacking = time.monotonic() + timeout_s, list[int]()
+    for answer in _ask(grid, requests, kind, timeout_s, group, patience):
+        if whole is not None and answer.refusal == WholeModelError.code:
+            lacking.append(answer.node_id)
+        else:
+            yield answer
+        del answer
+    if lacking and whole is not None:
+        log.info("%d institutions lack the model before, and are sent the whole one", len(lacking))
+        left_s = max(0.0, deadline - time.monotonic())
+        yield from _ask(grid, dict.fromkeys(lacking, whole), kind, left_s, group, patience)
+
+
+def _ask(
+    grid: StreamingGrid,
+    requests: Mapping[int, Request],
+    kind: type[R],
+    timeout_s: float,
+    group: str,
+    patience: Patience | None,
+) -> Iterator[Answer[R]]:
     shared = {id(request): request for request in requests.values()}  # most nodes are asked the same
     contents = {key: to_records(request) for key, request in shared.items()}
     messages = [
@@ -241,9 +265,11 @@ class PlainAggregation:
         *,
         keep: bool = False,
         patience: Callable[[], Patience] = lambda: Patience(0),
+        downlink: Downlink = WHOLE,
     ) -> None:
         """With `keep` a round's updates are held until it ends: memory of cohort · d. `patience` makes one of each."""
         self._grid, self._deadline_s, self._keep, self._patience = grid, deadline_s, keep, patience
+        self._downlink = downlink
 
     def collect(self, request: SumRequest, nodes: Sequence[int], width: int) -> Total:
         if isinstance(request, PrivateRequest):
@@ -253,7 +279,8 @@ class PlainAggregation:
         kind = KINDS[type(request)]
         group = "" if isinstance(request, ProfileRequest) else str(request.round)
         patience = self._patience()
-        for answer in ask(self._grid, dict.fromkeys(nodes, request), kind, self._deadline_s, group, patience):
+        requests = self._downlink.requests(request, nodes)
+        for answer in ask(self._grid, requests, kind, self._deadline_s, group, patience, request):
             reply = answer.reply
             if reply is None or not _fits(reply, request, width):
                 total.refused[answer.node_id] = answer.refusal or "malformed"
@@ -261,6 +288,7 @@ class PlainAggregation:
             clock = time.monotonic()
             patience.answered()
             total.participants.append(answer.node_id)
+            self._downlink.took(request, answer.node_id)
             if isinstance(reply, ProfileReply):
                 total.by_node[answer.node_id] = reply.sums
                 continue

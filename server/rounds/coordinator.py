@@ -36,6 +36,7 @@ from sovfed.server.orders.withdrawn import PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint
 from sovfed.server.rounds.aggregation import Aggregation, PlainAggregation, Total
 from sovfed.server.rounds.beginning import read_start
+from sovfed.server.rounds.downlink import Downlink
 from sovfed.server.rounds.ledger_heads import LedgerHeads, names_of
 from sovfed.server.rounds.loop import NOTHING, Round, Rounds
 from sovfed.server.rounds.patience import Patience
@@ -60,7 +61,7 @@ from sovfed.server.runs.attendance import participants
 from sovfed.server.runs.curves import ROUNDS, plot_curves, read_rounds
 from sovfed.server.runs.release import DIGEST, FILES, SIMULATED, SUMMARY, TABLE, deliver, publish, release_of
 from sovfed.server.runs.tracking import Tracker, figures
-from sovfed.server.strategies import optimizer_of
+from sovfed.server.strategies import optimizer_of, rounded_of
 from sovfed.server.strategies.averaged import Averaged
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,10 @@ def coordinate(
     """
     task = configured_task(config.task)
     require_possible(config, task)
-    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity)))
-    rounds = Rounds(config, run, grid, optimizer_of(config, task), aggregation)
+    optimizer = optimizer_of(config, task)
+    downlink = Downlink(rounded_of(optimizer))
+    aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity, downlink)))
+    rounds = Rounds(config, run, grid, optimizer, aggregation)
     rounds.name, rounds.order = plain_name(folder.name), order
     rounds.withdrawn = partial(withdrawn_from, folder)
     if config.privacy.private:
@@ -195,7 +198,7 @@ class _Training:
                 writer.submit(
                     checkpoint.Checkpoint(number, rounds.model, rounds.scale, rounds.optimizer.slots(), settled)
                 )
-                if config.strategy.stateful:
+                if config.strategy.stateful or config.task.keep_state:
                     writer.flush()  # institutions keep two rounds: a checkpoint must not be further behind
                 log.info("%s", told(round_, config.rounds))
                 on_round(line)
@@ -377,18 +380,21 @@ def _closing(writer: checkpoint.Writer) -> Iterator[None]:
     writer.close()
 
 
-def _aggregation(grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None) -> Aggregation:
+def _aggregation(
+    grid: StreamingGrid, config: Config, run: str, task: Task, identity: Identity | None, downlink: Downlink
+) -> Aggregation:
     server = config.server
     patience = partial(Patience, server.min_cohort, server.grace_s, server.grace_factor)
     if not config.secagg.enabled:
         log.warning("secure aggregation is off: this process sees every institution's own update")
-        return PlainAggregation(grid, server.round_deadline_s, keep=config.strategy.individual, patience=patience)
+        keep = config.strategy.individual
+        return PlainAggregation(grid, server.round_deadline_s, keep=keep, patience=patience, downlink=downlink)
     if identity is None:
         raise ConfigError("secure aggregation needs the coordinator's certificate and key")
     size = 2 * task.parameters if config.strategy.algorithm.variate else vector_size(config, task)
     return SecureAggregation(
         grid, identity, config.secagg, run=run, min_cohort=server.min_cohort, deadline_s=server.round_deadline_s,
-        wait_s=server.node_wait_s, patience=patience,
+        wait_s=server.node_wait_s, patience=patience, downlink=downlink,
         max_size=size, config_digest=bytes.fromhex(checkpoint.config_digest(config)), sampled=server.sample < 1,
     )  # fmt: skip
 

@@ -335,7 +335,8 @@ def blank_request(config: Config, task: Task, run: str, name: str, number: int) 
         run=run, round=number, task=task.name, seed=config.seed, control=NOTHING, model=NOTHING,
         scale=np.zeros(0, dtype=np.float64), algorithm=strategy.algorithm.local, keep=name,
         normalisation=config.task.normalisation, digest=task.digest, evaluate=evaluates(config, number),
-        rate_start=start_rate, rate_end=end_rate, **strategy.sent, **config.local_fields(),
+        rate_start=start_rate, rate_end=end_rate, keep_state=config.task.keep_state, **strategy.sent,
+        **config.local_fields(),
     )  # fmt: skip
 
 

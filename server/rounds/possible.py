@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sovfed.federation.changes import MOST_VALUES
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.optimizers import make
@@ -24,9 +25,22 @@ def require_possible(config: Config, task: Task) -> None:
         raise ConfigError(f"task '{task.name}' trains nothing that could stay at the institutions: take fedavg")
     if task.build is not None and (reason := strategy.algorithm.refusal(task.layout)):
         raise ConfigError(f"task '{task.name}' {reason}")
+    if strategy.rounds_models:
+        _require_rounding(task)
     if config.privacy.private and task.build is not None and not config.task.tells_table:
         from sovfed.federation.privacy.compatibility import why_not_noised, why_not_private
 
         per_institution = config.privacy.mechanism == "institution"
         if reason := why_not_noised(task) if per_institution else why_not_private(task):
             raise PrivacyError(f"task '{task.name}' cannot be trained privately: {reason}")
+
+
+def _require_rounding(task: Task) -> None:
+    """Raise ConfigError where a model of `task` cannot be rounded on its way down."""
+    if task.parameters > MOST_VALUES:
+        raise ConfigError(f"strategy.down_bits: task '{task.name}' has more than {MOST_VALUES} values: leave it")
+    if task.build is not None and task.layout.trained < task.parameters:
+        raise ConfigError(
+            f"strategy.down_bits: task '{task.name}' has running statistics, and a variance that is rounded may end "
+            "below zero: take task.normalisation=group, or leave it"
+        )

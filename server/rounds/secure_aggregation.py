@@ -53,6 +53,7 @@ from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.flower import StreamingGrid
 from sovfed.server.rounds.aggregation import Total, ask, silent
+from sovfed.server.rounds.downlink import WHOLE, Downlink
 from sovfed.server.rounds.epochs import Epoch, Epochs
 from sovfed.server.rounds.patience import Patience
 
@@ -82,6 +83,7 @@ class SecureAggregation(Epochs):
         wait_s: float = WAIT_S,
         sampled: bool = False,
         patience: Callable[[], Patience] = lambda: Patience(0),
+        downlink: Downlink = WHOLE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`sampled`: the nodes of a sum are a sample, and rosters are of all that are connected, if one takes them.
@@ -92,7 +94,7 @@ class SecureAggregation(Epochs):
             grid, identity, config, run=run, min_cohort=min_cohort, deadline_s=deadline_s, max_size=max_size,
             config_digest=config_digest, patience=patience, clock=clock,
         )  # fmt: skip
-        self._sampled, self._name, self._part = sampled, run, 1
+        self._sampled, self._name, self._part, self._downlink = sampled, run, 1, downlink
         self._wait_s = min(wait_s, deadline_s)
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
         self._mute: list[int] = []  # connected holders that did not answer when they were asked last
@@ -223,7 +225,8 @@ class SecureAggregation(Epochs):
         since = time.monotonic()
         # Where institutions refuse sums over almost the same nodes, nothing is won by going on without one.
         patience = Patience(len(members)) if self._strict and purpose(request).tells_apart else self._patience()
-        for answer in ask(self._grid, dict.fromkeys(members, request), kind, self._deadline_s, group, patience):
+        requests = self._downlink.requests(request, list(members))
+        for answer in ask(self._grid, requests, kind, self._deadline_s, group, patience, request):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:
                 try:
@@ -235,6 +238,7 @@ class SecureAggregation(Epochs):
                     refusal = "malformed"
                 else:
                     patience.answered()
+                    self._downlink.took(request, answer.node_id)
                     if clock - since > CROWD_S:
                         round_.settle()
                     if isinstance(answer.reply, MaskedReply):

@@ -3,7 +3,7 @@
 Those with a half at the institutions, and FedAvg, have both in `federation/algorithms/`; the others are here:
 `adaptive.py` with moments of the mean update, `central.py` FedSGD, `robust.py` Flower's classes that compare the
 institutions' own updates, `stock.py` any strategy of Flower's kind. `stepping.py` keeps all of them off the running
-statistics, `averaged.py` a running average beside any that sees sums alone.
+statistics, `averaged.py` a running average beside any that sees sums alone, `rounded.py` rounds models.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ from sovfed.federation.algorithms.server_half import Averaging, Combining, Contr
 from sovfed.federation.config import STRATEGIES, StrategyConfig
 from sovfed.federation.plan import CONSTANT, LocalPlan, Schedule
 from sovfed.server.strategies.averaged import Averaged
+from sovfed.server.strategies.rounded import Rounded
 
 if TYPE_CHECKING:
     from sovfed.federation.config import Config
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.layout import Layout
 
-__all__ = ["Averaging", "Combining", "Controlling", "ServerOptimizer", "Slots", "make_optimizer", "optimizer_of"]
+__all__ = [
+    "Averaging",
+    "Combining",
+    "Controlling",
+    "ServerOptimizer",
+    "Slots",
+    "make_optimizer",
+    "optimizer_of",
+    "rounded_of",
+]
 
 
 def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
@@ -31,7 +41,15 @@ def optimizer_of(config: Config, task: Task) -> ServerOptimizer:
         config.strategy, config.task.learning_rate, layout=layout, trained=None if layout is None else layout.trained,
         plan=config.task.plan(), schedule=config.task.schedule_over(config.rounds),
     )  # fmt: skip
+    if config.strategy.rounds_models:
+        optimizer = Rounded(optimizer)
     return Averaged(optimizer, config.strategy.ema) if config.strategy.ema else optimizer
+
+
+def rounded_of(optimizer: ServerOptimizer) -> Rounded | None:
+    """The part of `optimizer` that rounds models for their way down, if it has one."""
+    inner = optimizer.inner if isinstance(optimizer, Averaged) else optimizer
+    return inner if isinstance(inner, Rounded) else None
 
 
 def make_optimizer(

@@ -24,12 +24,12 @@ class Averaged:
     """Steps by `inner`, and keeps a ← decay · a + (1 − decay) · model beside it."""
 
     def __init__(self, inner: ServerOptimizer, decay: float) -> None:
-        self._inner, self._decay = inner, decay
+        self.inner, self._decay = inner, decay
         self._sum: Vector | None = None
         self._count = 0
 
     def step(self, round: int, model: Vector, mean_update: Vector) -> Vector:
-        following = self._inner.step(round, model, mean_update)
+        following = self.inner.step(round, model, mean_update)
         if self._sum is None:
             self._sum = np.zeros(following.size, np.float32)
         for start in range(0, following.size, PIECE):
@@ -47,7 +47,7 @@ class Averaged:
         return average
 
     def slots(self) -> Slots:
-        slots = dict(self._inner.slots())
+        slots = dict(self.inner.slots())
         if self._sum is not None:
             slots[SUM], slots[COUNT] = self._sum.copy(), np.array([self._count], np.int64)
         return slots
@@ -56,6 +56,6 @@ class Averaged:
         """Raises ConfigError for what this one or the inner one does not keep."""
         if (SUM in slots) != (COUNT in slots):
             raise ConfigError("the checkpoint holds half of a running average")
-        self._inner.restore({name: slot for name, slot in slots.items() if name not in (SUM, COUNT)})
+        self.inner.restore({name: slot for name, slot in slots.items() if name not in (SUM, COUNT)})
         if SUM in slots:
             self._sum, self._count = np.array(slots[SUM], np.float32), int(slots[COUNT][0])

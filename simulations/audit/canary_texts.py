@@ -20,7 +20,7 @@ from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
-from sovfed.simulations.benchmarks.language import KEYS, PUBLIC, SUFFIX
+from sovfed.simulations.benchmarks.language import KEYS, PUBLIC, SUFFIX, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,7 +132,7 @@ def _sentence(generator: np.random.Generator) -> str:
 
 def _law(data: Path, count: int, generator: np.random.Generator) -> tuple[list[str], dict[str, list[str]]]:
     """The parliament's texts, and `count` passages of each of the first ministries by name. Raises ConfigError."""
-    files = {path.name.removesuffix(SUFFIX): path for path in sorted(data.glob(f"*{SUFFIX}"))}
+    files = files_of(data)
     public = [path for site, path in files.items() if site in PUBLIC]
     chosen = [site for site in files if site not in PUBLIC][:INSTITUTIONS]
     if not public or len(chosen) < INSTITUTIONS:

@@ -66,10 +66,11 @@ SCALED: Final = {"strategy.gradient_scale": 10, "secagg.clip": 1.0}  # no value 
 RINGS: Final[dict[str, dict[str, Any]]] = {
     "32 bits": {"secagg": "full"},
     "16 bits": {"secagg": "compact", **SCALED},
+    "16 bits, 16 down": {"secagg": "compact", "strategy.down_bits": 16, **SCALED},
     "12 bits": {"secagg": "compact", "secagg.bits": 12, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
     "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},
 }
-QUICK_RINGS: Final = ("32 bits", "16 bits")
+QUICK_RINGS: Final = ("32 bits", "16 bits", "16 bits, 16 down")
 FITTED: Final = {"secagg": "compact", "strategy.rate_units": True}  # 16 bits for local steps
 LOCAL_STEPS: Final = (1, 2, 5, 10, 30)
 OUTSIDE: Final[dict[str, dict[str, Any]]] = {
@@ -87,6 +88,7 @@ COLUMNS: Final = (
     Column("tokens", "tokens", "{:,}".format),
     Column("bits_per_byte", "bits per byte", "{:.4f}".format),
     Column("rounding", "rounding", lambda share: "" if share is None else f"{share:.1%}"),
+    Column("down_mb", "MB down", lambda megabytes: "" if megabytes is None else f"{megabytes:.2f}"),
     Column("cpu_s", "CPU s", "{:.0f}".format),
 )
 
@@ -111,11 +113,14 @@ class Bench:
     console: Console
     rows: list[dict[str, Any]]
 
-    def tell(self, name: str, rounds: int, steps: int, bits: float, rounding: float | None, cpu_s: float) -> None:
-        """Keep a run's row, and say it."""
+    def tell(
+        self, name: str, rounds: int, steps: int, bits: float, rounding: float | None, cpu_s: float,
+        down_mb: float | None = None,
+    ) -> None:  # fmt: skip
+        """Keep a run's row, and say it; `down_mb` goes down to an institution in a round."""
         self.rows.append({
             "model": name, "rounds": rounds, "tokens": rounds * steps * len(self.sites) * WINDOWS * CONTEXT,
-            "bits_per_byte": bits, "rounding": rounding, "cpu_s": cpu_s,
+            "bits_per_byte": bits, "rounding": rounding, "down_mb": down_mb, "cpu_s": cpu_s,
         })  # fmt: skip
         self.console.print(f"{name}: {bits:.4f} bits per byte, {rounds} rounds, {cpu_s:.0f} CPU s")
 
@@ -127,7 +132,8 @@ class Bench:
         result = simulate(self.task, dict(data), rounds=rounds, settings={"evaluate_every": rounds, **settings})
         errors, bits = result.rounds["ring_error"].dropna(), result.metrics["bits_per_byte"]
         rounding = float(errors.mean()) if len(errors) else None
-        self.tell(name, rounds, steps, bits, rounding, time.process_time() - start)
+        down_mb = result.summary["bytes_down_per_round"] / len(data) / 1e6
+        self.tell(name, rounds, steps, bits, rounding, time.process_time() - start, down_mb)
         return result
 
 
@@ -170,7 +176,7 @@ def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dic
     pooled = train_pooled(bench)
     federated = _train_federated(bench)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
-    groups, tests = groups_of(tokenizer, bench.sites, _files(data)), _tests(data)
+    groups, tests = groups_of(tokenizer, bench.sites, files_of(data)), _tests(data)
     figures = dict[str, float]()
     for name, result in (("pooled", pooled), ("federated", federated)):
         figures |= apart_figures(name, result, bench.sites, groups)
@@ -190,7 +196,7 @@ def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
         name: bench.train(f"federated, {name}", bench.sites, {**CENTRAL, **RINGS[name]}, rounds).metrics
         for name in names
     }
-    words = {"16 bits": "sixteen", "12 bits": "twelve", "8 bits": "eight"}
+    words = {"16 bits": "sixteen", "16 bits, 16 down": "sixteen_down", "12 bits": "twelve", "8 bits": "eight"}
     widest = told["32 bits"]["bits_per_byte"]
     return {f"{words[name]}_bits_over_32": told[name]["bits_per_byte"] / widest for name in names if name in words}
 
@@ -239,7 +245,7 @@ def _alone(bench: Bench) -> dict[str, float]:
 
 def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[DeclaredTask, dict[str, Windows]]:
     """The task, and each ministry's windows with `tested` held-out ones, made in `folder`. Raises ConfigError."""
-    files = _files(data)
+    files = files_of(data)
     public = [path for site, path in files.items() if site in PUBLIC]
     if not public or len(files) < 3:
         raise ConfigError(f"{data}: {len(files)} files *{SUFFIX}, expected 3 or more, one of them of {PUBLIC}")
@@ -250,13 +256,13 @@ def prepared(data: Path, folder: Path, tested: int, symbols: int) -> tuple[Decla
     return task, dict(_sites(task, tokenizer, files, folder, tested))
 
 
-def _files(data: Path) -> dict[str, Path]:
+def files_of(data: Path) -> dict[str, Path]:
     """Each ministry's file, by a name that an institution may have."""
     return {path.name.removesuffix(SUFFIX).replace("_", "-"): path for path in sorted(data.glob(f"*{SUFFIX}"))}
 
 
 def _tests(data: Path) -> list[str]:
-    return [document.text for document in documents_in(_files(data).values(), KEYS) if document.side == "test"]
+    return [document.text for document in documents_in(files_of(data).values(), KEYS) if document.side == "test"]
 
 
 def _sites(

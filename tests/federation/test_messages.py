@@ -22,6 +22,7 @@ from sovfed.federation.errors import (
     ProtocolError,
     SovfedError,
     TrainingError,
+    WholeModelError,
     WrongTaskError,
     wire_code,
 )
@@ -263,6 +264,7 @@ def test_no_code_tells_what_was_wrong_with_the_records() -> None:
         BoundError.code,
         NotPrivateError.code,
         OrderError.code,
+        WholeModelError.code,
         WrongTaskError.code,
         "failed",
     }

@@ -126,6 +126,17 @@ PRIVATE: dict[str, Any] = {"server": {"min_cohort": 5}}
             {"strategy": {"rate_units": True}, "task": {**ADAMW, "local_steps": 3}, "privacy": {"mechanism": "silo"}},
             "clipped and",
         ),
+        ({"task": {"keep_state": True}}, "plain SGD has no state"),
+        ({"task": {**ADAMW, "keep_state": True}, "strategy": {"name": "fedsgd"}}, "no steps of an optimizer"),
+        ({"task": {**ADAMW, "keep_state": True}, "strategy": {"name": "fedbn"}}, "no steps of an optimizer"),
+        ({"task": {**ADAMW, "keep_state": True}, "privacy": {"mechanism": "institution"}}, "gradients without noise"),
+        ({"task": {**ADAMW, "keep_state": True}, "simulation": {"engine": "vectorised"}}, "keeps nothing"),
+        ({"strategy": {"down_bits": 24}}, "down_bits is 24"),
+        ({"strategy": {"down_bits": 16, "name": "scaffold"}}, "strategy.down_bits rounds"),
+        ({"strategy": {"down_bits": 16, "name": "fednova"}}, "strategy.down_bits rounds"),
+        ({"strategy": {"down_bits": 16, "name": "ditto"}}, "strategy.down_bits rounds"),
+        ({"strategy": {"down_bits": 16, "name": "of_a_package"}}, "strategy.down_bits rounds"),
+        ({"strategy": {"down_bits": 16}, "privacy": {"mechanism": "distributed"}}, "without privacy"),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_the_reason(values: dict[str, Any], message: str) -> None:
@@ -141,6 +152,9 @@ def test_what_does_not_go_together_is_refused_with_the_reason(values: dict[str, 
         {"task": COSINE, "privacy": {"mechanism": "distributed"}, **PRIVATE},
         {"task": {"optimizer": "adamw", "schedule": "wsd", "warmup": 0.1}, "patience": 5, "keep_best": True},
         {"task": {"optimizer": "muon", "local_steps": 3}, "strategy": {"name": "fedadam", "rate_units": True}},
+        {"strategy": {"down_bits": 16, "name": "fedadam", "ema": 0.9}},
+        {"strategy": {"down_bits": 16, "name": "fedper"}},
+        {"task": {"momentum": 0.9, "keep_state": True}, "strategy": {"name": "fedavgm"}},
     ],
 )
 def test_what_goes_together_is_accepted(values: dict[str, Any]) -> None:

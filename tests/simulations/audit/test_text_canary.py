@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from sovfed.clients.data.token_store import TRAIN
 from sovfed.clients.models.passages import text_of
 from sovfed.federation.tasks.decoder import Decoder
-from sovfed.simulations.audit import text_canary
+from sovfed.simulations.audit import canary_texts, text_canary
 from sovfed.simulations.audit.canary_texts import COPIES, LENGTH, Field, make_field, task_of
 from sovfed.simulations.audit.text_canary import (
     APART,
@@ -123,6 +124,18 @@ def test_verdicts_hold_what_the_audit_claims_against_what_it_saw() -> None:
 
 
 @pytest.mark.timeout(300)  # four models, two of them private
+def test_law_is_read_from_files_whatever_stands_between_the_words_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary_texts, "LAW_SYMBOLS", 300)  # of few words
+    for site in ("diet_acts", "a_one", "b-two", "c_three", "d_four"):
+        lines = [{"id": "1", "split": "train", "text": "\n".join(f"Article {n} of {site} binds." for n in range(150))}]
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        (tmp_path / f"{site}.jsonl.xz").write_bytes(lzma.compress(content))
+    field = make_field(tmp_path / "stores", tmp_path, documents=100, canaries=1, references=3, alone=False)
+    assert set(field.sites) == {"a-one", "b-two", "c-three", "d-four"}
+
+
 def test_a_result_for_each_model_and_number_of_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Size(documents=60, canaries=2, references=63, rounds=2, private_rounds=2)
     findings = run_text(None, quick=True, alone=False, goldfish=4, size=size)

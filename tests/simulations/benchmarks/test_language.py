@@ -47,7 +47,8 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     assert [row["model"] for row in told["rows"]] == ["pooled", "federated", *rings]
     assert all(row["tokens"] == 2 * 3 * WINDOWS * 128 and row["bits_per_byte"] > 0 for row in told["rows"])
     assert set(told["ratios"]) == {
-        "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "step_over_bare",
+        "federated_bpb", "pooled_bpb", "federated_over_pooled", "sixteen_bits_over_32", "sixteen_down_bits_over_32",
+        "step_over_bare",
     }  # fmt: skip
     figures = told["figures"]
     share, copied, new = (figures[name] for name in ("copied_share", "federated_bpb_copied", "federated_bpb_new"))
@@ -56,6 +57,8 @@ def test_it_trains_pooled_federated_and_in_sixteen_bits_and_writes_the_ratios(tm
     assert share * copied + (1 - share) * new == pytest.approx(told["ratios"]["federated_bpb"], rel=1e-4)
     assert figures["copied_share_before_1980"] == pytest.approx(figures["copied_share_from_2005"], abs=0.05)
     assert "federated_bpb_copied_1980_to_2004" not in figures
+    whole, change = (row["down_mb"] for row in told["rows"][-2:])
+    assert change < whole  # the median of two rounds: one of each kind
     assert told["ratios"]["sixteen_bits_over_32"] == pytest.approx(1.0, abs=0.1)  # a clip for longer texts
 
 
