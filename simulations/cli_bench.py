@@ -343,7 +343,7 @@ def utility(
     help="Only this: against the pooled model, rings of few bits, more local steps a round, or each ministry alone; "
     "repeatable. Without it all, with --quick the first two.",
 )  # fmt: skip
-@click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour for three seeds.")
+@click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour and more for three seeds.")
 @click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
 @click.option("--overhead", is_flag=True, help="Of a larger decoder at three ministries: what a round costs beyond it.")
 @reported
