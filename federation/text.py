@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import re
 import unicodedata
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -23,6 +24,7 @@ NAME_IN_WORDS: Final = "of A-Z, a-z, 0-9, '.', '_' and '-', not beginning with '
 _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but '@'
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 ARCHIVE: Final = ".sovtask"  # how the name of a task's archive ends
+LAST_MOMENT: Final = 253_402_300_799  # seconds since 1970: the last of the year 9999, with which calendars end
 PIPE_WIDTH: Final = 160  # of tables, where no terminal says how wide it is
 _PLAINLY: Final = {  # what our own output says beyond ASCII, for a terminal that cannot show it
     "–": "-", "…": "...", "ε": "epsilon", "δ": "delta", "σ": "sigma", "Σ": "sum", "√": "sqrt", "∞": "inf", "·": "*",
@@ -116,3 +118,11 @@ def from_base64(text: str, where: str, error: type[SovfedError]) -> bytes:
     if to_base64(data) != text:
         raise error(f"{where}: base64 in another spelling")
     return data
+
+
+def day(moment: float, form: str = "%F %R UTC") -> str:
+    """A moment (s since 1970) in UTC, for people; one that no calendar has says so, since anybody may have named it."""
+    try:
+        return f"{datetime.fromtimestamp(moment, UTC):{form}}"
+    except (ValueError, OverflowError, OSError):
+        return "on no day that there is"

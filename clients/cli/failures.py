@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sovfed.clients.cli.home import HOME
+from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from sovfed.clients.home.policy import Policy
@@ -72,8 +72,8 @@ def told(found: dict[str, Any]) -> str:
     ]
     if not found["failures"]:
         return "\n".join(["failures: none", *lines])
-    when = datetime.fromtimestamp(found["last_at"], UTC)
-    lines.insert(0, f"failures: {found['failures']}, the last at {when:%F %T} UTC: {found['last_reason']}")
+    when = day(found["last_at"], "%F %T UTC")
+    lines.insert(0, f"failures: {found['failures']}, the last at {when}: {found['last_reason']}")
     if found["refuses_all"]:
         lines.append("everything is refused until `sovfed client failures --clear`")
     elif found["refused_runs"]:

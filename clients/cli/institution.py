@@ -32,7 +32,7 @@ from sovfed.clients.cli.texts import data
 from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
-from sovfed.federation.text import visible
+from sovfed.federation.text import day, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -426,7 +426,6 @@ def _added(path: Path) -> Iterator[str]:
 
 
 def _table(status: Status, home: Path) -> Table:
-    from datetime import UTC, datetime
 
     from rich.table import Table
     from rich.text import Text
@@ -435,7 +434,7 @@ def _table(status: Status, home: Path) -> Table:
     table = Table("process", "state", "since (UTC)", "restarts", "pid", title=str(home), title_justify="left")
     for process in status.processes:
         colour = colours.get(process.state, "yellow")
-        since = datetime.fromtimestamp(process.since, UTC).strftime("%F %T")
+        since = day(process.since, "%F %T")
         pid = "" if process.pid is None else str(process.pid)
         table.add_row(process.name, f"[{colour}]{process.state}[/]", since, str(process.restarts), pid)
     reach = (f"{process.name} can reach: {_isolation(home, process.name, process.pid)}" for process in status.processes)

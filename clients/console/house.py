@@ -182,8 +182,8 @@ class House:
         try:
             policy, book = load_policy(self._home), OrderBook(self._home)
             return [*officer_lines(book, policy.orders), *unpurged(book, policy.permits, time.time())]
-        except SovfedError:
-            return []  # that neither can be read is told beside what is signed without anybody
+        except SovfedError as error:
+            return [str(error)]
 
     def ledgers(self) -> Ledgers:
         """What the ledgers say; one that is damaged says nothing but that."""

@@ -24,7 +24,7 @@ from sovfed.clients.home.folder import (
     load_config,
 )
 from sovfed.clients.home.policy import POLICY, load_policy
-from sovfed.federation.errors import ServiceError
+from sovfed.federation.errors import SovfedError
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
@@ -102,7 +102,7 @@ def purge_what_ended(home: Path, policy: Policy) -> None:
     try:
         for receipt in purge_ended(home, policy.permits, time.time()):
             log.warning("permit %s has ended: purged, receipt orders/receipts/%s.json", receipt.permit, receipt.permit)
-    except (ServiceError, OSError) as error:  # a node is up, or the disk: nothing under the permit is answered anyway
+    except (SovfedError, OSError, ValueError) as error:  # whatever it is, nothing under the permit is answered anyway
         log.warning("what a permit that has ended left here was not purged: %s", error)
 
 

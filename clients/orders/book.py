@@ -150,7 +150,7 @@ class OrderBook:
         try:
             values = json.loads((self._home / IN_FORCE).read_bytes())
             return {str(name): str(key) for name, key in values.items()}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return {}
 
     def put_in_force(self, officers: Mapping[str, str]) -> None:
@@ -174,7 +174,7 @@ class OrderBook:
             return frozenset(str(digest) for digest in json.loads(path.read_bytes()))
         except FileNotFoundError:
             return frozenset()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise OrderError(f"{path}: cannot be read") from error
 
     def withdraw(self, answer: Answer, task_digest: str) -> None:
@@ -191,7 +191,7 @@ class OrderBook:
             return {str(run): bind(Bound, entry, str(path), OrderError) for run, entry in values.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise OrderError(f"{path}: cannot be read; remove it only if you know why") from error
 
     def write_runs(self, runs: dict[str, Bound]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from sovfed.clients.home.policy import load_policy
+from sovfed.clients.orders.answering import stands
 from sovfed.clients.orders.naming import officer_of
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.identity import load_roots
@@ -31,7 +32,8 @@ def withdraw(
 ) -> Answer:
     """Refuse all of `order` from now on; the statement for the agency, which the node vouches for.
 
-    Said once more, it is the statement that was made first, and nothing is written.
+    Said once more, it is the statement that was made first, and nothing is written, unless it is one by nobody who may
+    say it.
 
     `open_key` gives the officer's public key and signer, and is not asked where policy and caller name no `officer`.
     Raises IdentityError if the key is no officer's.
@@ -49,10 +51,13 @@ def withdraw(
     )
     answer = answer.signed(sign).vouched_by(identity) if by_officer else answer.by_node(identity)
     with book.answering():
-        if (said := statement_of(book, order.digest)) is not None:
-            return said
+        said = statement_of(book, order.digest)
+        if said is not None and stands(said, named):
+            if order.task_digest in book.withdrawn_tasks():
+                return said
+            answer = said  # what was begun, and not written down whole
         book.withdraw(answer, order.task_digest)
-    tell(book.home, OrderEvent(WITHDRAWN, order.digest, order.run, name, answer.key))
+    tell(book.home, OrderEvent(WITHDRAWN, order.digest, order.run, answer.officer, answer.key))
     return answer
 
 

@@ -83,8 +83,8 @@ def purge_ended(home: Path, permits: Mapping[str, DataPermit], now: float) -> li
     """Erase what the runs under each of `permits` that has ended left here, as `purge` does; the receipts.
 
     Nothing where the last entry of the home's log is of more than AWAY_S ago, or a permit had not ended by the clock of
-    whoever cosigned the log last: it was off for long, or its clock is wrong, and a person looks first. Raises as
-    `purge`.
+    whoever cosigned the log last, or nobody has: it was off for long, or its clock is wrong, and a person looks first.
+    Raises as `purge`.
     """
     from sovfed.clients.training.personal import PersonalStates
     from sovfed.federation.secagg.files import load_identity
@@ -95,7 +95,7 @@ def purge_ended(home: Path, permits: Mapping[str, DataPermit], now: float) -> li
     if last is None or not 0 <= now - float(last["at"]) <= AWAY_S:
         return []
     _, seen = cosigned(home)
-    old = [name for name in names if not seen or seen > permits[name].ends]
+    old = [name for name in names if seen > permits[name].ends]
     remove = PersonalStates(home / PERSONAL).remove
     return [purge(home, book, name, load_identity(home / "identity"), remove, now) for name in old]
 

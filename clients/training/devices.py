@@ -159,7 +159,7 @@ class Devices:
         """
         if not self._children:
             self._task = ""
-            self._children += [Child(name, self._memory, self._timeout_s) for name in self.names[1:]]
+            self._start()
         if self._task != task.digest:
             self._load(task)
         for child in self._children:
@@ -227,6 +227,14 @@ class Devices:
         while self._children:
             self._children.pop().end()
 
+    def _start(self) -> None:
+        for name in self.names[1:]:
+            try:
+                self._children.append(Child(name, self._memory, self._timeout_s))
+            except OSError as error:
+                self.close()
+                raise DeviceLostError(f"device {name}: its process could not be started: {error.strerror}") from error
+
     def _load(self, task: Task) -> None:
         """The children build the model while others do."""
         size = task.layout.size
@@ -242,7 +250,8 @@ class Devices:
             with self._heard(child):
                 child.channel.send(TASK, json.dumps(told | {"device": child.device}).encode())
         for child in list(self._children):
-            self._take(child)
+            if not self._take(child):
+                raise self._lost(child, "too little memory for the model")
         self._task = task.digest
 
     def _take(self, child: Child) -> bool:

@@ -96,9 +96,10 @@ class Moments:
         self._forget()
 
     def end(self, run: str) -> None:
-        """Forget those of Flower's run `run`, which is over."""
+        """Forget those of Flower's run `run`, which is over, and of those that it took up again."""
+        over = {file.key for file in self._files() if file.owner == self._owner(run)}
         for file in self._files():
-            if file.owner == self._owner(run):
+            if file.key in over:
                 file.path.unlink(missing_ok=True)
 
     def _forget(self) -> None:

@@ -149,8 +149,11 @@ class PersonalStates:
         return [head_of(file.path) for file in self._newest()]
 
     def remove(self, run: str) -> int:
-        """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were."""
-        doomed = [(file.key, file.owner) for file in self._newest() if head_of(file.path).run == run]
+        """Delete what is kept under the name `run`, whichever of Flower's runs left it; how many states that were.
+
+        What cannot be read goes too: it may be of that run, and no round can go on with it.
+        """
+        doomed = [(file.key, file.owner) for file in self._newest() if _run_of(file.path) in (run, None)]
         for file in self._files():
             if (file.key, file.owner) in doomed:
                 file.path.unlink()
@@ -227,6 +230,15 @@ def head_of(path: Path) -> Kept:
         return Kept(path, head["run"], head["flower_run"], head["task"], head["algorithm"], int(head["round"]), kind)
     except Exception as error:
         raise DataError(f"{path}: not a state that was kept here") from error
+
+
+def _run_of(path: Path) -> str | None:
+    """The name of the run that a kept file is of; None where it does not say."""
+    try:
+        return head_of(path).run
+    except DataError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _key(request: TrainRequest | EvaluateRequest) -> str:

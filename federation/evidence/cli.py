@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sovfed.federation.help import Group
-from sovfed.federation.text import visible
+from sovfed.federation.text import day, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,10 +156,10 @@ def heads(home: Path) -> None:
     from sovfed.federation.evidence.shown import columns, hung
     from sovfed.federation.evidence.witness import all_seen, cosignatures, others, problems
 
-    said = []
-    for seen in all_seen(home):
-        when = datetime.fromtimestamp(seen.at, UTC)
-        said.append(f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {when:%F %T} UTC")
+    said = [
+        f"seen: {visible(seen.head.origin)} with {seen.head.size} entries, {day(seen.at, '%F %T UTC')}"
+        for seen in all_seen(home)
+    ]
     for voucher, note in cosignatures(home):
         size = read_checkpoint(note).size
         said.append(f"cosigned by {visible(voucher.origin)}: the first {size} entries of this log")

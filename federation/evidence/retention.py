@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import LEAST_LOG_DAYS
@@ -22,6 +21,7 @@ from sovfed.federation.evidence.notes import check_cosignature, read_checkpoint
 from sovfed.federation.evidence.store import LogReader, delete_contents, has_log, shrink
 from sovfed.federation.evidence.witness import holding_cosignatures, problems
 from sovfed.federation.identity import load_roots
+from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -296,4 +296,4 @@ def retired_in(entries: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Retired
 
 
 def _day(moment: int) -> str:
-    return f"{datetime.fromtimestamp(moment, UTC):%F}"
+    return day(moment, "%F")

@@ -7,10 +7,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from sovfed.federation.text import PIPE_WIDTH, visible
+from sovfed.federation.text import PIPE_WIDTH, day, visible
 
 INDENT: Final = " " * 8  # below the time
 DEEPER: Final = INDENT + "  "
@@ -24,9 +23,8 @@ def columns() -> int:
 def entry_lines(seq: int, values: dict[str, Any], width: int) -> list[str]:
     """Entry number `seq` in lines of at most `width`; only a single word that is longer sticks out."""
     fields = {name: value for name, value in values.items() if name not in ("at", "kind", "v")}
-    when = datetime.fromtimestamp(values["at"], UTC)
     pairs = [visible(f"{name}={json.dumps(value, ensure_ascii=False)}") for name, value in fields.items()]
-    head = visible(f"{seq:6}  {when:%F %T}  {values['kind']:10}")
+    head = visible(f"{seq:6}  {day(values['at'], '%F %T')}  {values['kind']:10}")
     whole = "  ".join((head, *pairs))
     return [whole] if len(whole) <= width else [head.rstrip(), *_below(pairs, width)]
 

@@ -21,6 +21,7 @@ from sovfed.federation.files import create_private, read_private
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
+from sovfed.federation.text import LAST_MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ class Answer:
     decision: str = choice(REFUSED, (SIGNED, REFUSED, CONSENTED, WITHDRAWN))
     officer: str = bounded("", 0, 128)
     reason: str = bounded("", 0, 500)
-    at: int = bounded(0, 0, 2**40)
+    at: int = bounded(0, 0, LAST_MOMENT)
     key: str = bounded("", 0, 8192)
     signature: str = bounded("", 0, 128)
     node: str = bounded("", 0, 8192)

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, replace
 from functools import cached_property, lru_cache
@@ -25,6 +26,7 @@ from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
 from sovfed.federation.sums import FORMS, form_of, sums_of
+from sovfed.federation.text import LAST_MOMENT
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import LastRequest, Request, RunRequest
@@ -41,6 +43,7 @@ SPARE: Final = 200
 VARIES: Final = ("run", "version", "round", "rate_start", "rate_end", "evaluate")  # from one round to the next
 KINDS: Final = ("train", "private", "evaluate")
 LATER: Final = ("keys", "start", "start_from", "start_round", "form", "start_file")  # spelled where they are set
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class RunOrder:
     population: str = bounded(low=0, high=200)
     permit: str = named(low=0, high=64)
     cohort: tuple[str, ...] = bounded(low=1, high=63)
-    proposed: int = bounded(low=0, high=2**40)
-    expires: int = bounded(low=0, high=2**40)
+    proposed: int = bounded(low=0, high=LAST_MOMENT)
+    expires: int = bounded(low=0, high=LAST_MOMENT)
     version: str = bounded(low=1, high=64)
     strategy: str = named()
     task: str = named()
@@ -86,6 +89,8 @@ class RunOrder:
     start_file: str = bounded("", 0, 64)
 
     def __post_init__(self) -> None:
+        if any(digest and not _SHA256.fullmatch(digest) for digest in (self.start, self.start_file)):
+            raise ValueError("a SHA-256 is 64 digits of 0-9 and a-f")
         if len(self.start) not in (0, 64) or bool(self.start) != bool(self.start_from):
             raise ValueError("the model that it begins with has a SHA-256 and words, or neither")
         if len(self.start_file) not in (0, 64) or (self.start_file and not self.start):

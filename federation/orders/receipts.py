@@ -15,6 +15,7 @@ from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
+from sovfed.federation.text import LAST_MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +43,7 @@ class Receipt:
 
     permit: str = named()
     institution: str = bounded(low=1, high=300)
-    at: int = bounded(low=0, high=2**40)
+    at: int = bounded(low=0, high=LAST_MOMENT)
     runs: tuple[str, ...] = ()
     erased: tuple[str, ...] = ()
     remains: tuple[str, ...] = REMAINS

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.archive.signing import certified
 from sovfed.federation.orders.answers import UNREADABLE, WITHDRAWN
+from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -137,4 +137,4 @@ def word_lines(answer: Answer) -> Iterator[str]:
 
 def day_of(moment: float) -> str:
     """A day and time (UTC) for people."""
-    return f"{datetime.fromtimestamp(moment, UTC):%F %R} UTC"
+    return day(moment)

@@ -18,6 +18,7 @@ from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release.lineage import ended_at
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
+from sovfed.federation.text import LAST_MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ class Declaration:
     institution: str = bounded(low=1, high=63)
     order: str = bounded(low=64, high=64)
     run: str = named(high=128)
-    at: int = bounded(low=0, high=2**40)
+    at: int = bounded(low=0, high=LAST_MOMENT)
     content: ContentConfig = field(default_factory=ContentConfig)
     certificate: str = bounded("", 0, 8192)
     signature: str = bounded("", 0, 128)

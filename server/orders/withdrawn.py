@@ -10,6 +10,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import alone, write_private
 from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import LAST_MOMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +25,7 @@ class Withdrawal:
     """An institution's withdrawal from a run: when, by which signed word (SHA-256), and what had been made with it."""
 
     institution: str = bounded(low=1, high=63)
-    at: int = bounded(low=0, high=2**40)
+    at: int = bounded(low=0, high=LAST_MOMENT)
     answer: str = bounded(low=64, high=64)
     rounds: int = bounded(0, 0, 1_000_000)
     first: int = bounded(0, 0, 1_000_000)

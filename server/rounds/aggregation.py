@@ -146,7 +146,7 @@ def ask(
     """
     deadline, lacking = time.monotonic() + timeout_s, list[int]()
     for answer in _ask(grid, requests, kind, timeout_s, group, patience):
-        if whole is not None and answer.refusal == WholeModelError.code:
+        if whole is not None and answer.refusal == WholeModelError.code and requests[answer.node_id] is not whole:
             lacking.append(answer.node_id)
         else:
             yield answer

@@ -16,6 +16,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.evidence.entries import KINDS
 from sovfed.federation.evidence.store import LogReader, has_log
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -129,6 +130,6 @@ def _log(home: Path) -> dict[str, str]:
     for entry in LogReader(home).newest():
         counts[entry["kind"]] += 1
         newest.setdefault(entry["kind"], entry["at"])
-    days = {kind: f"{datetime.fromtimestamp(at, UTC):%F}" for kind, at in newest.items()}
+    days = {kind: day(at, "%F") for kind, at in newest.items()}
     words = {kind: f"{count} {'entry' if count == 1 else 'entries'}" for kind, count in counts.items()}
     return {kind: f"{words[kind]}, the newest of {days[kind]}," for kind in words}

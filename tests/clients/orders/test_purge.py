@@ -191,12 +191,28 @@ def test_what_a_permit_left_goes_by_itself_where_the_policy_says_so_and_the_cloc
         purge_what_ended(home, policy)
     for now in (time.time() + AWAY_S + 60, time.time() - 3600):
         assert purge_ended(home, permits, now) == []
+    purge_what_ended(home, policy)  # nobody has cosigned: by no clock but the own one
     assert key.exists() and not OrderBook(home).is_purged("p-1")
+    record(house.folder / "agency", "login", role="viewer")
+    cosign(home, house.folder / "agency")
     purge_what_ended(home, policy)
     assert not key.exists() and OrderBook(home).is_purged("p-1")
     assert next(LogReader(home).newest())["event"] == "purged"
     purge_what_ended(home, policy)  # once
     assert len([entry for entry in LogReader(home).newest() if entry.get("event") == "purged"]) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 200_000, b'{"1": {"name": "\\ud800"}}'])
+def test_what_cannot_be_purged_at_a_start_stops_no_node(tmp_path: Path, content: bytes) -> None:
+    house, yesterday = House(tmp_path), datetime.now(UTC).date() - timedelta(days=1)
+    permits, home = {"p-1": DataPermit(expires=f"{yesterday}")}, house.home("h1")
+    record(home, "policy", policy="00")
+    record(house.folder / "agency", "login", role="viewer")
+    cosign(home, house.folder / "agency")
+    (home / "orders" / "state").mkdir(parents=True, exist_ok=True)
+    (home / "orders" / "state" / "runs.json").write_bytes(content)
+    purge_what_ended(home, Policy(permits=permits, purge_ended_permits=True))
+    assert not OrderBook(home).is_purged("p-1")
 
 
 def test_a_clock_that_is_ahead_of_whoever_cosigned_the_log_purges_nothing(tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_a_resumed_run_finds_its_predecessors_state_and_leaves_it(states: Person
     assert sorted(one.flower_run for one in states.list()) == ["7", "8"]
 
 
+def test_a_file_that_cannot_be_read_keeps_nothing_from_being_removed(states: PersonalStates) -> None:
+    path = states.list()[0].path
+    damaged = path.with_name(f"{path.name.split('.')[0][::-1]}.{path.name.split('.', 1)[1]}")
+    damaged.write_bytes(b"no safetensors")
+    assert states.remove("a-run") == 2
+    assert not list(path.parent.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("number", [1, 3, 4, 999])
 def test_no_message_of_another_run_replaces_a_personal_model(states: PersonalStates, number: int) -> None:
     """The same name, model and task, whatever the round: Flower's number is another."""

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from tests.clients.orders.house import CONFIG, TASK, House, planned, whole
 
-from sovfed.federation.errors import ConfigError, ProtocolError
+from sovfed.federation.errors import ConfigError, IdentityError, ProtocolError
+from sovfed.federation.orders.answers import Answer, read_answer
 from sovfed.federation.orders.order import MAX_BYTES, MAX_COHORT, Proposal, RunOrder, read_proposal
+from sovfed.federation.text import LAST_MOMENT, day
 from sovfed.server.orders.making import make_order
 from sovfed.server.rounds.loop import whole_run
 from sovfed.server.rounds.privacy import PrivacyPlan
@@ -35,6 +37,21 @@ def test_a_proposal_survives_its_spelling() -> None:
     proposal = Proposal(order(purpose="für die Forschung – 研究", cohort=("h1", "h2")))
     assert read_proposal(proposal.to_bytes()) == proposal
     assert read_proposal(proposal.to_bytes()).order.digest == proposal.order.digest
+
+
+@pytest.mark.parametrize("moment", [LAST_MOMENT + 1, 2**40, -1])
+def test_a_moment_that_no_calendar_has_is_refused_where_it_is_read(moment: int) -> None:
+    with pytest.raises(ProtocolError):
+        read_proposal(spelled(expires=moment))
+    with pytest.raises(IdentityError):
+        read_answer(json.dumps(dataclasses.asdict(Answer("0" * 64, "h1", at=moment))).encode(), "x")
+    read_proposal(spelled(expires=LAST_MOMENT))
+
+
+def test_a_moment_is_told_whatever_it_is() -> None:
+    assert day(0) == "1970-01-01 00:00 UTC" and day(LAST_MOMENT, "%F") == "9999-12-31"
+    for moment in (2**40, -(2.0**70), float("inf"), float("nan")):
+        assert day(moment) == "on no day that there is"
 
 
 def test_every_field_is_in_the_digest() -> None:
