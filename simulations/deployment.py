@@ -23,6 +23,7 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.node import enrol as institution
 from sovfed.clients.node import up as client_up
 from sovfed.federation.config import Config, DataConfig, StudyConfig
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.processes import Supervisor
 from sovfed.federation.plan import BUILT_IN
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
@@ -110,8 +111,13 @@ class LocalFederation:
         """Enrol every institution: invitation, keys made on site, request, the authority's signature, certificate."""
         with ThreadPoolExecutor(min(len(self.institutions), AT_ONCE)) as pool:  # in the order in which they are signed
             waiting = [pool.submit(self._enrol_one, member) for member in self.institutions]
-            for member in self.institutions:
-                request = enrolment.wait_for_request(self.home, member.name, ENROLMENT_TIMEOUT_S)
+            for member, job in zip(self.institutions, waiting, strict=True):
+                try:
+                    request = enrolment.wait_for_request(self.home, member.name, ENROLMENT_TIMEOUT_S)
+                except ServiceError:
+                    if job.done():  # it says why there is none
+                        job.result()
+                    raise
                 enrolment.accept_certificate(self.home, authority.sign(self.authority_home, request, server=False))
             for job in waiting:
                 job.result()

@@ -12,6 +12,7 @@ import json
 import platform
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed import __version__
@@ -26,7 +27,6 @@ from sovfed.federation.evidence.witness import problems
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.holding import holding
-from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -195,4 +195,4 @@ def _origin(names: Any) -> str:
 
 
 def _day(moment: int) -> str:
-    return day(moment, "%F %T UTC")
+    return f"{datetime.fromtimestamp(moment, UTC):%F %T} UTC"

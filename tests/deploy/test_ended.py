@@ -35,9 +35,8 @@ with LocalFederation(Path(sys.argv[1]), members, config) as federation:
 
 
 @pytest.mark.timeout(180)
-def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
-    folder = tmp_path / "federation"
-    folder.mkdir()
+def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("ended")  # short: the paths of sockets are
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
