@@ -12,7 +12,8 @@ from sovfed.clients.orders.naming import check_in_force, nobody, officer_of
 from sovfed.federation.errors import OrderError, SovfedError
 from sovfed.federation.orders.answers import CONSENTED, SIGNED, UNREADABLE, WITHDRAWN, make_answer
 from sovfed.federation.orders.events import OrderEvent, tell
-from sovfed.federation.orders.shown import approvals, asked, day_of, leaves, left, word
+from sovfed.federation.orders.shown import approvals, asked, leaves, left, word
+from sovfed.federation.text import day
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -118,4 +119,4 @@ def _check(book: OrderBook, shown: Shown, decision: str, now: float) -> None:
     if said is not None and said.decision == decision and stands(said, load_policy(book.home).orders.keys):
         raise OrderError(f"{which} is answered already ({word(said)}): nothing was written")
     if decision == SIGNED and now >= order.expires:
-        raise OrderError(f"{which} ended on {day_of(order.expires)}: nothing was written")
+        raise OrderError(f"{which} ended on {day(order.expires)}: nothing was written")

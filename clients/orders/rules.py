@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import BoundError
 from sovfed.federation.orders.approving import counted
-from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bounded, choice
 from sovfed.federation.statistics.settings import PURPOSE
-from sovfed.federation.text import names_task
+from sovfed.federation.text import day, names_task
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -135,9 +134,9 @@ class OrderRules:
     def check_times(self, order: RunOrder, now: float) -> None:
         """Raise BoundError unless the order holds now and does not hold for too long."""
         if now >= order.expires:
-            raise BoundError(f"the order ended on {day_of(order.expires)}", "orders.expired")
+            raise BoundError(f"the order ended on {day(order.expires)}", "orders.expired")
         if now < order.proposed - SKEW_S:
-            raise BoundError(f"the order is of {day_of(order.proposed)}, which is not yet here", "orders.clock")
+            raise BoundError(f"the order is of {day(order.proposed)}, which is not yet here", "orders.clock")
         if order.expires - order.proposed > self.max_days * DAY_S:
             raise BoundError(f"the order is for longer than max_days {self.max_days}", "orders.max_days")
 

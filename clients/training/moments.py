@@ -11,12 +11,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.clients.training.kept import KeptFile, kept_files
 from sovfed.federation.files import private_directory, replacing
 from sovfed.federation.plan import LocalPlan
-from sovfed.federation.text import NAME
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,15 +36,6 @@ _SAME: Final = (
     "beta_2",
     "epsilon",
 )  # of a plan, all that moments are of
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    key: str
-    owner: str
-    round: int
-    age: int
 
 
 class Moments:
@@ -112,13 +102,8 @@ class Moments:
             if (file.key, file.owner) not in list(newest)[:MAX_RUNS]:
                 file.path.unlink(missing_ok=True)
 
-    def _files(self) -> list[_File]:
-        found = []
-        for path in self._folder.glob(f"*.{MOMENTS}.safetensors"):
-            key, owner, number, *_ = path.name.split(".")
-            if number.isdecimal() and NAME.fullmatch(path.name):
-                found.append(_File(path, key, owner, int(number), path.stat().st_mtime_ns))
-        return found
+    def _files(self) -> list[KeptFile]:
+        return [file for file in kept_files(self._folder) if file.kind == MOMENTS]
 
 
 def _digest(request: TrainRequest, about: tuple[Any, ...]) -> str:

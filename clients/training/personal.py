@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.clients.training.kept import KeptFile, kept_files
 from sovfed.clients.training.moments import Moments
 from sovfed.federation.algorithms import LOCAL, MODEL, VARIATE
 from sovfed.federation.errors import DataError, PolicyError
@@ -35,9 +35,6 @@ PERSONAL: Final = MODEL
 PLACE: Final = "place"  # taken by a run, whether or not it comes to a model
 MAX_PERSONAL: Final = 16  # runs whose models are kept; more are refused
 MAX_VARIATES: Final = 8  # runs whose control variates are kept; the newest
-_NAME: Final = re.compile(
-    r"([0-9a-f]{24})\.([0-9a-f]{16})\.([0-9]{1,9})\.(personal|variate|place|moments)\.safetensors"
-)
 
 
 @dataclass(frozen=True)
@@ -75,18 +72,6 @@ class Kept:
     @property
     def personal(self) -> bool:
         return self.kind == PERSONAL
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file's name in parts; `age` is when it was written, in ns since 1970."""
-
-    path: Path
-    key: str
-    owner: str
-    round: int
-    kind: str
-    age: int
 
 
 class PersonalStates:
@@ -175,13 +160,12 @@ class PersonalStates:
         """The runs that have a place for a personal model."""
         return {(file.key, file.owner) for file in self._files() if file.kind in (PERSONAL, PLACE)}
 
-    def _files(self) -> Sequence[_File]:
-        matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("*.safetensors")]
-        return [_File(p, m[1], m[2], int(m[3]), m[4], p.stat().st_mtime_ns) for m, p in matches if m]
+    def _files(self) -> Sequence[KeptFile]:
+        return kept_files(self._folder)
 
-    def _newest(self, kind: str = "") -> Sequence[_File]:
+    def _newest(self, kind: str = "") -> Sequence[KeptFile]:
         """The newest file of each run (of `kind` alone), newest first."""
-        newest: dict[tuple[str, str], _File] = {}
+        newest: dict[tuple[str, str], KeptFile] = {}
         for file in sorted(self._files(), key=lambda file: (file.kind == PLACE, -file.age, -file.round)):
             if kind in ("", file.kind):
                 newest.setdefault((file.key, file.owner), file)

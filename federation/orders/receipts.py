@@ -12,10 +12,9 @@ from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.keys import AGENCY
 from sovfed.federation.identity import verify_lapsed
-from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT
+from sovfed.federation.text import LAST_MOMENT, day
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +74,7 @@ class Receipt:
 
     def lines(self) -> Iterator[str]:
         """What it says, for people."""
-        yield f"✓ signed by {self.institution} on {day_of(self.at)}: erased of permit {self.permit}, by its own word"
+        yield f"✓ signed by {self.institution} on {day(self.at)}: erased of permit {self.permit}, by its own word"
         yield f"  runs     {', '.join(self.runs)}"
         yield from (f"  erased   {name}" for name in self.erased or ("nothing was left",))
         yield from (f"  remains  {name}" for name in self.remains)

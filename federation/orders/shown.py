@@ -49,7 +49,7 @@ def asked(order: RunOrder) -> Iterator[str]:
         yield f"keys       {', '.join(keys)}"
     if order.permit:
         yield f"permit     {order.permit}"
-    yield f"valid      {day_of(order.proposed)} to {day_of(order.expires)}; sovfed {order.version}"
+    yield f"valid      {day(order.proposed)} to {day(order.expires)}; sovfed {order.version}"
 
 
 def _work(order: RunOrder) -> str:
@@ -121,7 +121,7 @@ def word(answer: Answer | None, *, ended: bool = False) -> str:
         return "its answer cannot be read, and holds as none: waits for an officer to answer again"
     whose = f" by {answer.officer}" if answer.officer else ""
     reason = f": {answer.reason}" if answer.reason else ""
-    return f"{WORDS[answer.decision]}{whose} on {day_of(answer.at)}{reason}"
+    return f"{WORDS[answer.decision]}{whose} on {day(answer.at)}{reason}"
 
 
 def word_lines(answer: Answer) -> Iterator[str]:
@@ -129,12 +129,7 @@ def word_lines(answer: Answer) -> Iterator[str]:
     by = f"its officer {answer.officer}" if answer.officer else "its node"
     yield f"✓ signed by {answer.institution}, as the authority certified it: {WORDS[answer.decision]}, by {by}"
     yield f"  order    {answer.order}"
-    yield f"  on       {day_of(answer.at)}, by its own clock"
+    yield f"  on       {day(answer.at)}, by its own clock"
     yield from [f"  reason   {answer.reason}"] if answer.reason else []
     if answer.decision == WITHDRAWN:
         yield "  next     the agency records it: `sovfed run withdraw RUN INSTITUTION --statement FILE`"
-
-
-def day_of(moment: float) -> str:
-    """A day and time (UTC) for people."""
-    return day(moment)

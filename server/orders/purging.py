@@ -12,9 +12,8 @@ from sovfed.federation.evidence.keys import own_origin
 from sovfed.federation.files import drafts, private_directory, write_private
 from sovfed.federation.orders.events import OrderEvent, tell
 from sovfed.federation.orders.receipts import Receipt
-from sovfed.federation.orders.shown import day_of
 from sovfed.federation.secagg.files import load_identity
-from sovfed.federation.text import NAME
+from sovfed.federation.text import NAME, day
 from sovfed.server.orders.making import read_order
 from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -73,7 +72,7 @@ def unpurged(home: Path, now: float) -> Iterator[str]:
                 ends[permit] = max(ends.get(permit, 0), proposal.order.expires)
     for permit, end in sorted(ends.items()):
         if end < now and not is_purged(home, permit):
-            yield f"permit {permit}: its last order ended on {day_of(end)}; `sovfed run purge {permit}` erases the rest"
+            yield f"permit {permit}: its last order ended on {day(end)}; `sovfed run purge {permit}` erases the rest"
 
 
 def _needed_no_more(run: Path) -> Iterator[Path]:

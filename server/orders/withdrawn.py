@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import alone, write_private
-from sovfed.federation.orders.shown import day_of
 from sovfed.federation.schema import bind, bounded
-from sovfed.federation.text import LAST_MOMENT
+from sovfed.federation.text import LAST_MOMENT, day
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +32,7 @@ class Withdrawal:
 
     def told(self) -> Iterator[str]:
         """It in plain words."""
-        yield f"{self.institution}: withdrawn on {day_of(self.at)}, asked for nothing more"
+        yield f"{self.institution}: withdrawn on {day(self.at)}, asked for nothing more"
         if self.rounds:
             yield f"{self.institution}: took part in {self.rounds} rounds, the first was round {self.first}"
         for model in self.models:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import ProtocolError, SovfedError
-from sovfed.federation.orders.shown import day_of
+from sovfed.federation.text import day
 from sovfed.server.orders.approved import approved
 from sovfed.server.orders.making import FILE as ORDER
 from sovfed.server.orders.making import read_order
@@ -53,7 +53,7 @@ def _next(home: Path, proposal: Proposal, now: float) -> str:
     """What a run that is proposed waits for."""
     order = proposal.order
     if now >= order.expires:
-        return f"its order ended on {day_of(order.expires)}; propose it anew"
+        return f"its order ended on {day(order.expires)}; propose it anew"
     return approved(home, proposal).lacking or f"`sovfed run start --proposed {order.run}` begins it"
 
 

@@ -174,7 +174,7 @@ def _measure(
         late = clock > deadline and block.system in SLOW
         warm_up, rounds = (0, 1) if late else (block.warm_up, block.rounds)
         arguments = (warm_up + rounds, PARAMETERS[block.payload], BLOCK_TIMEOUT_S)
-        idle = [*(peers[name].roots() for name in peers if name != block.system)]
+        idle = [peers[name].roots() for name in peers if name != block.system]
         if block.system in (*peers, "bare"):
             idle.append(ours.roots())
         with paused(pid for roots in idle for pid in roots):

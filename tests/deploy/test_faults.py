@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.deploy.conftest import finished, make_config, rounds_done, wait_for
+from tests.deploy.conftest import finished, make_config, make_federation, rounds_done, wait_for
 
 from sovfed.server.runs import folders
 from sovfed.server.runs.recovery import LOOK_S, TRIED
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.deploy
 # about 0.2 s of training a round, so that a kill lands inside one
 ROUNDS = 10
 SLOW = (f"rounds={ROUNDS}", "task.local_epochs=40", "task.batch_size=4", "server.min_cohort=4")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFederation]:
+    """Each round is of all four, or its model would be another: a run takes an agency's own server settings."""
+    with make_federation(tmp_path_factory.mktemp("federation"), make_config("server.min_cohort=4")) as running:
+        yield running
 
 
 def start(federation: LocalFederation, name: str, *overrides: str) -> None:
