@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
@@ -16,6 +17,7 @@ from typing import IO, Final
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, ServiceError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
+LOCKED_S, LOOK_S = 30.0, 0.02  # for which a folder's lock is waited for, and between two looks
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
@@ -208,11 +210,24 @@ def read_bounded(path: Path) -> bytes:
 def alone(folder: Path) -> Iterator[None]:
     """While a file in `folder` is read and written anew, no other who asks for the same does; who does now is awaited.
 
-    Else, of two at once, one would be written over unseen.
+    Else, of two at once, one would be written over unseen. Raises ConfigError if that one takes longer than LOCKED_S:
+    whoever may read a folder can lock it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        end = time.monotonic() + LOCKED_S
+        while not _locked(descriptor):
+            if time.monotonic() > end:
+                raise ConfigError(f"{folder}: somebody has held it locked for {LOCKED_S:g} s (`lslocks` says who)")
+            time.sleep(LOOK_S)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

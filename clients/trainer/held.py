@@ -6,6 +6,8 @@ alone; an institution that holds none, since its trainer was started anew or it 
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -22,19 +24,22 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Request)
 MAX_RUNS: Final = 2  # whose model is held, the newest
+UNUSED_S: Final = 3_600.0  # after which a model is let go: its run is over, or its rounds are long beside sending it
 
 
 @dataclass(frozen=True)
 class _Model:
     digest: str
     values: Vector
+    at_s: float
 
 
 class HeldModels:
     """By the run's own name. A simulation's institutions share one: it is the same model."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._held: dict[str, _Model] = {}
+        self._now = now
 
     def whole(self, request: R) -> R:
         """`request` as it would have come with its whole model, which is held from now on if it came of a change.
@@ -54,7 +59,7 @@ class HeldModels:
             if hash_vector(model).hex() != request.becomes:
                 raise ProtocolError(f"the change does not come to the model {request.becomes[:12]}")
             check(bare)  # what is finite may add up to what is not
-            self._held[_run(request)] = _Model(request.becomes, model)
+            self._held[_run(request)] = _Model(request.becomes, model, self._now())
         return cast("R", bare)
 
     def hold(self, request: Request) -> None:
@@ -64,10 +69,16 @@ class HeldModels:
         run = _run(request)
         held = self._held.pop(run, None)
         if held is None or held.values is not request.model:
-            held = _Model(hash_vector(request.model).hex(), request.model)
-        self._held[run] = held
+            held = _Model(hash_vector(request.model).hex(), request.model, 0.0)
+        self._held[run] = replace(held, at_s=self._now())
         while len(self._held) > MAX_RUNS:
             del self._held[next(iter(self._held))]
+
+    def let_go(self) -> None:
+        """Give back the memory of models that nothing was asked with for UNUSED_S; to be called now and then."""
+        before = self._now() - UNUSED_S
+        for run in [run for run, model in self._held.items() if model.at_s < before]:
+            del self._held[run]
 
 
 def _run(request: TrainRequest) -> str:

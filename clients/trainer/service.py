@@ -203,13 +203,16 @@ class TrainerService:
             return reply
 
     def settle(self) -> None:
-        """Write down exactly what was answered, unless a request is in work; for whoever calls this now and then.
+        """Write down exactly what was answered, and let go of models of runs that are over.
+
+        For whoever calls this now and then; while a request is in work, nothing is done.
 
         Raises OSError or SovfedError where that cannot be written; more stands there then than was answered.
         """
         if not self._lock.acquire(blocking=False):
             return
         try:
+            self._held.let_go()
             if self._allowance is not None:
                 self._allowance.settle()
             if self._orders is not None:

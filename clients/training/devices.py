@@ -105,10 +105,15 @@ class Child:
         self.channel = Channel(ours)
         passed = (theirs.fileno(), model, self.memory)
         with theirs:
-            self.process = subprocess.Popen(
-                python_command(MODULE, *map(str, passed)), stdin=subprocess.DEVNULL, pass_fds=passed,
-                env=quiet_environment(),
-            )  # fmt: skip
+            try:
+                self.process = subprocess.Popen(
+                    python_command(MODULE, *map(str, passed)), stdin=subprocess.DEVNULL, pass_fds=passed,
+                    env=quiet_environment(),
+                )  # fmt: skip
+            except BaseException:
+                ours.close()
+                os.close(self.memory)
+                raise
 
     def end(self) -> None:
         """Returns when the process is gone, which closing its socket makes it."""

@@ -20,7 +20,7 @@ from sovfed.clients.training.kept import KeptFile, kept_files
 from sovfed.clients.training.moments import Moments
 from sovfed.federation.algorithms import LOCAL, MODEL, VARIATE
 from sovfed.federation.errors import DataError, PolicyError
-from sovfed.federation.files import private_directory, write_atomic
+from sovfed.federation.files import drafts, private_directory, write_atomic
 from sovfed.federation.secagg.request import whole_run
 
 if TYPE_CHECKING:
@@ -78,8 +78,10 @@ class PersonalStates:
     """The states of one institution, in a folder of their own (0700)."""
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        """What is not `durable` outlives the process, but not the machine."""
+        """What is not `durable` outlives the process, but not the machine. Drafts of one that died are gone."""
         self._folder, self._durable = folder, durable
+        for draft in drafts(folder):
+            draft.unlink(missing_ok=True)
         # Of optimizers, which lie beside them and are removed with them; a run that goes on as a part keeps its own.
         self.moments = Moments(folder, _key, lambda run: _owner(whole_run(run)))
 

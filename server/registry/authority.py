@@ -9,7 +9,6 @@ agency, which carries the requests, is the one that could swap a key.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import typing
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.federation.certificates import Names, ServerNames, SignerNames
 from sovfed.federation.errors import IdentityError
-from sovfed.federation.files import read_bounded
+from sovfed.federation.files import alone, read_bounded
 from sovfed.federation.identity import (
     check_csr,
     create_root,
@@ -364,13 +363,8 @@ def _write_register(home: Path, register: Register) -> None:
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """One signer at a time: the lock is the folder's own, and ends with the process."""
-    try:
-        handle = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    if not (home.is_dir() and os.access(home, os.R_OK)):
+        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one")
+    with alone(home):
         _complete(home)
         yield
-    finally:
-        os.close(handle)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.clients.trainer.test_service import train_request, trainer
 
-from sovfed.clients.trainer.held import MAX_RUNS
+from sovfed.clients.trainer.held import MAX_RUNS, UNUSED_S, HeldModels
 from sovfed.federation.changes import change_of, changed
 from sovfed.federation.codec import decode, encode
 from sovfed.federation.messages import Refusal, TrainReply, TrainRequest
@@ -69,6 +69,20 @@ def test_only_the_newest_runs_models_are_held() -> None:
         service.answer(train_request(hold=True, keep=f"{number}", run=f"{number}"))
     third, _ = following(following(first())[1])
     assert service.answer(third) == Refusal("whole-model")
+
+
+def test_a_model_that_nothing_was_asked_with_for_an_hour_is_let_go() -> None:
+    now = [0.0]
+    service = trainer()
+    service._held = HeldModels(lambda: now[0])
+    service.answer(first())
+    by_change, whole = following(first())
+    now[0] += UNUSED_S - 1
+    service.settle()
+    assert isinstance(service.answer(by_change), TrainReply)
+    now[0] += UNUSED_S + 1
+    service.settle()
+    assert service.answer(following(whole)[0]) == Refusal("whole-model")
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,13 @@ def test_what_has_no_state_or_no_place_for_it_is_refused_before_records_are_touc
     assert service.answer(request(1, keep="")) == Refusal("protocol")
     placeless = TrainerService(lambda task: pytest.fail("records were read"), site="3", device="cpu")
     assert placeless.answer(request(1)) == Refusal("protocol")
+
+
+def test_what_a_trainer_that_was_killed_left_half_written_goes_when_it_starts_again(tmp_path: Path) -> None:
+    update(trainer(tmp_path), request(1))
+    (kept,) = files(tmp_path)
+    name = next((tmp_path / FOLDER).glob("*")).name
+    for draft in (f".{name}.abcd1234", ".tmpAb3_9x"):
+        (tmp_path / FOLDER / draft).write_bytes(b"half")
+    trainer(tmp_path)
+    assert files(tmp_path) == [kept]
