@@ -43,7 +43,7 @@ def page(house: House) -> Iterator[Any]:
     assert [line for line in problems if "409 (Conflict)" not in line] == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: Debian has it")
 def test_an_officer_with_a_keyboard_signs_and_refuses_on_a_phone(house: House, page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.evaluate(BEYOND) == [] and page.evaluate(UNNAMED) == []
@@ -73,10 +73,11 @@ def test_an_officer_with_a_keyboard_signs_and_refuses_on_a_phone(house: House, p
     page.wait_for_url("**/orders?said=*")
     assert "heart-2027: signed by ito" in page.get_by_role("status").text_content()
     assert page.get_by_role("region", name="heart-2027").count() == 0
-    page.get_by_role("radio", name="Refuse").check()
-    page.get_by_role("textbox", name="Reason").fill(HOSTILE)
-    page.get_by_label("Passphrase of the officer's key").fill(WORDS)
-    page.get_by_role("button", name="Give this word").click()
+    form = page.get_by_role("region", name="hostile").get_by_role("group", name="This institution's word on hostile")
+    form.get_by_role("radio", name="Refuse").check()
+    form.get_by_role("textbox", name="Reason").fill(HOSTILE)
+    form.get_by_label("Passphrase of the officer's key").fill(WORDS)
+    form.get_by_role("button", name="Give this word").click()
     page.wait_for_selector("text=refused by ito")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360 and page.evaluate(BEYOND) == []
     said = {

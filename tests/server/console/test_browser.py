@@ -15,7 +15,7 @@ from tests.server.seen_home import add_run, changed_settings, make_seen_home, wi
 from sovfed.server.console.users import add_user
 
 CHROMIUM = shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright` and Debian's chromium")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BEYOND = """[...document.querySelectorAll("main td, main th, main dd, main code")].filter(
     (cell) => cell.getBoundingClientRect().right > window.innerWidth + 1).map((cell) => cell.textContent)"""
 
@@ -31,7 +31,7 @@ def address(tmp_path: Path) -> Iterator[str]:
         yield where
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: Debian has it")
 def test_a_person_with_a_keyboard_logs_in_and_sees_every_page_on_a_phone(address: str) -> None:
     problems = list[str]()
     with playwright.sync_playwright() as driver:
