@@ -45,15 +45,15 @@ def check_data(ctx: click.Context, task: str, file: Path, settings: tuple[str, .
       sovfed client check-data renal.yaml patients.csv data.person=mrn data.decimal=,
       sovfed client check-data heart patients.parquet --json
     """
-    from sovfed.clients.data.beside import ENDING, is_settings
+    from sovfed.clients.data.beside import settings_of
     from sovfed.clients.data.chosen import chosen
     from sovfed.clients.data.survey import report
 
-    own = file.with_suffix(ENDING) if file.is_file() and is_settings(file.with_suffix(ENDING)) else None
+    own = settings_of(file)
     read_as = task_of(task)
     result = report(read_as, chosen(file, settings, own, read_as.schema))
     if own is not None and not as_json:
-        click.echo(f"with the settings in {own}; an institution's node has those of its client.yaml")
+        click.echo(f"with the settings in {own}, as `client join --data {file}` takes them into client.yaml")
     if as_json:
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
@@ -151,7 +151,7 @@ def _parts(report: DataReport, console: Console) -> list[RenderableType]:
 def _verdict(report: DataReport) -> tuple[str, str]:
     """Whether a run would take the records, and in which colour that is said."""
     if not report.usable:
-        return "it cannot be used as it is", "red"
+        return f"it cannot be used as it is{'' if report.rows else ': it has no rows'}", "red"
     if doubtful := [column.name for column in report.columns if column.suspicion]:
         return f"it can be read; before it is used, see to the unit of {', '.join(doubtful)}", "yellow"
     if report.not_private:

@@ -115,6 +115,7 @@ def announce(prints: Fingerprints) -> None:
 def data_overrides(data: str | None) -> list[str]:
     """What `--data` chooses, as `init` takes it. Raises UsageError if it is neither a path nor a source."""
     from sovfed.clients.data import sources
+    from sovfed.clients.data.beside import as_words, own_settings, settings_of
     from sovfed.federation.compose import PACKAGED, groups
 
     if data is None:
@@ -122,7 +123,10 @@ def data_overrides(data: str | None) -> list[str]:
     if "=" in data and not Path(data).exists():
         return [data if data.startswith("data") else f"data.{data}"]
     if Path(data).exists():
-        return ["data=own", f"data.path={data}"]
+        own = settings_of(Path(data))
+        if own is not None:
+            click.echo(f"with the settings in {own}")
+        return ["data=own", f"data.path={data}", *([] if own is None else as_words(own_settings(own)))]
     if data in groups([PACKAGED])["data"]:
         return [f"data={data}"]
     if data in sources():

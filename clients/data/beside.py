@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home.settings import read_settings
 from sovfed.federation.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ENDING: Final = ".yaml"
 GROUP: Final = "data"
@@ -20,6 +24,17 @@ def own_settings(path: Path) -> dict[str, Any]:
     if set(content) != {GROUP} or not isinstance(own, dict):
         raise ConfigError(f"{path}: expected '{GROUP}:' alone, with that institution's settings below it")
     return own | {key: str(path.parent / Path(own[key]).expanduser()) for key in FILES if isinstance(own.get(key), str)}
+
+
+def settings_of(table: Path) -> Path | None:
+    """The file of the own settings of `table`; None if there is none, or for a folder."""
+    path = table.with_suffix(ENDING)
+    return path if table.is_file() and path != table and is_settings(path) else None
+
+
+def as_words(own: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line has them, `data.KEY=VALUE` each."""
+    return [f"{GROUP}.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
 
 
 def is_settings(path: Path) -> bool:

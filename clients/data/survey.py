@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Column, Schema
+
+
+FEW: Final = 5  # records, fewer of which are no surprise if they are of one class
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def report(task: Task, config: DataConfig) -> DataReport:
         len(np.unique(persons)), len(train), len(test), columns, _classes(schema, table),
         tuple(sentence(by_name.get(name), name, kind, count) for (name, kind), count in read.report.faults.items()),
         tuple(read.report.notes),
-        (*read.report.warnings, *_warnings(read, columns), *_too_many(read, config)), read.not_private,
+        (*read.report.warnings, *_warnings(read, columns), *_too_many(read, config), *_one_class(schema, table)),
+        read.not_private,
     )  # fmt: skip
 
 
@@ -142,6 +146,15 @@ def _classes(schema: Schema, table: Any) -> dict[str, int]:
         return {}
     counts = np.bincount(table[schema.targets[0].name].astype(np.int64), minlength=len(schema.classes))
     return {name: int(count) for name, count in zip(schema.classes, counts, strict=False)}
+
+
+def _one_class(schema: Schema, table: Any) -> list[str]:
+    """That all records that can be used are of one class: nothing here tells it from the others."""
+    counts = _classes(schema, table)
+    there = [name for name, count in counts.items() if count]
+    if len(there) != 1 or counts[there[0]] < FEW:
+        return []
+    return [f"every record is '{there[0]}': is the right column the target, and are its words the task's?"]
 
 
 def _warnings(read: TableRead, columns: tuple[ColumnReport, ...]) -> list[str]:

@@ -35,7 +35,7 @@ from sovfed.server.rounds.aggregation import Total
 
 log = logging.getLogger(__name__)
 BESIDE: Final = 15  # standard deviations of an institution's noise, for which it leaves room in the ring
-DEFAULT: Final = " (the default: declare a lower bound of your own)"
+DEFAULT: Final = " (as by default: declare it if there are surely more)"
 SLACK: Final = 1e-3  # share of δ that is kept for the samplers' distance
 
 

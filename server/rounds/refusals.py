@@ -15,7 +15,10 @@ FINAL: Final = ("needs-privacy", "wrong-task", "config", "bound", "order")  # re
 APPROVERS: Final = "orders.min_approvers"  # the setting that an institution names
 _LOG: Final = "ask their operators, whose `sovfed client logs trainer` names the rule"
 ADVICE: Final = {
-    "wrong-task": "their task of that name is another one: compare `sovfed task show` on both sides",
+    "wrong-task": (
+        "they have no task of that name and digest: `sovfed client task add` and `study add` there; of one that they "
+        "have, compare `sovfed task show` on both sides"
+    ),
     "policy": _LOG,
     "bound": f"{_LOG} and the setting",
     "order": "ask their data officers, who see it in `sovfed client orders list`",

@@ -65,7 +65,7 @@ def test_a_private_run_says_what_to_expect_and_its_card_what_only_a_simulation_k
 ) -> None:
     asked = ("privacy=distributed", "privacy.noise_multiplier=1", "task.momentum=0")
     told = simulated(tmp_path / "run", *asked)
-    expected = "privacy.population = 1000 persons (the default: declare a lower bound of your own)"
+    expected = "privacy.population = 1000 persons (as by default: declare it if there are surely more)"
     assert told.stderr.startswith("what to expect at ε = ") and expected in told.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     card = (tmp_path / "run" / "model.html").read_text()

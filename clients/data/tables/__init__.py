@@ -89,6 +89,7 @@ def read_table(
     table = result.grown.done()
     pa.default_memory_pool().release_unused()
     report.used = result.grown.count
+    report.notes += filter(None, reader.notes())
     if not keep:
         refuse(report, schema, config, source.word)
     persons = None if places.person is None else pa.chunked_array(result.persons, pa.string())
@@ -155,6 +156,10 @@ class _Reader:
             if column.kind == "number" and not (column.name in own and own[column.name].changes)
         ]  # fmt: skip
         self._bounds = np.array([schema.numbers[position].bounds for position, _, _ in self._plain]).reshape(-1, 2)
+
+    def notes(self) -> list[str]:
+        """How each column was read, where that is not plain."""
+        return [decoder.note for decoder in self._decoders.values()]
 
     def run(self, report: Report) -> _Pass:
         stored = {

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
+from sovfed.clients.data.tables.report import COLUMNS
 from sovfed.clients.data.tables.short import ShortWords
 from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import Rules, Words
@@ -35,6 +36,7 @@ FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
 _PLAIN: Final = {  # by the decimal mark: numbers that the rules read as Arrow does
     mark: rf"^-?[0-9]{{1,15}}(?:[{mark}][0-9]{{1,15}})?$" for mark in (".", ",")
 }
+REPLACED: Final = "; if that is not meant: columns: {COLUMN: {values: {NUMBER: WORD}}} in the file of data.mapping"
 _SEVERAL: Final = r"[^!-~]"  # a name with anything but ASCII's printed characters
 _PERSONS: Final = pa.array(sorted(words.NOBODY))
 
@@ -75,10 +77,10 @@ class Decoder:
         """`own` gives the column's word for an institution's, as `fold` writes that; `unit` its unit for theirs."""
         self.column, self._own = column, own or {}
         self._unit = unit if unit is not None and unit.changes else None
-        codes = column.kind in ("boolean", "category")
+        self._words = Words(column, rules) if column.kind in ("boolean", "category") else None
         self._known = _Known(
-            _translated(Words(column, rules).code, self._own)
-            if codes
+            _translated(self._words.code, self._own)
+            if self._words is not None
             else rules.day
             if column.kind == "date"
             else rules.number
@@ -87,6 +89,13 @@ class Decoder:
         self._dtype = column.dtype
         self._whole = column.kind in ("image", "tokens")
         self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
+
+    @property
+    def note(self) -> str:
+        """Which numbers were taken for which categories; "" for none."""
+        taken = {} if self._words is None else self._words.by_number
+        told = ", ".join(f"{number} as '{visible(word)}'" for number, word in sorted(taken.items())[:COLUMNS])
+        return f"column '{visible(self.column.name)}': {told}{REPLACED}" if told else ""
 
     def decode(self, cells: list[pa.Array]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""

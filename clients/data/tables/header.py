@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema
 
+MOST_NAMED: Final = 40  # of the task's columns, if a header lacks them
+OWN_NAMES: Final = "; of columns that it has by other names: columns: {COLUMN: OWN NAME} in the file of data.mapping"
 PERSON: Final = "person"  # the column's name where neither data.person nor the task's schema gives one
 ROW: Final = "row"  # as data.person: each row is another person
 _NUMBER: Final = "(id|no|nr|num|number|nummer|key|code|identifier|hash)"
@@ -128,11 +130,11 @@ class Index:
     def lacks(self, names: Sequence[str]) -> str:
         """What to say of columns that are not there."""
         shown = ", ".join(
-            f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:COLUMNS]
+            f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:MOST_NAMED]
         )
-        more = f" and {len(names) - COLUMNS} more" if len(names) > COLUMNS else ""
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         alone = ", or its separator is another one (data.separator)" if len(self.header) == 1 else ""
-        return f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}"
+        return f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}{OWN_NAMES}"
 
 
 def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[int | None]:

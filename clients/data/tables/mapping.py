@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from sovfed.clients.data.files import read_file
+from sovfed.clients.data.tables.header import PERSON, like_persons
 from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import MISSING, Rules, Words, fold
 from sovfed.federation.errors import DataError
@@ -24,6 +25,7 @@ MAX_MAPPING: Final = 1 << 20  # bytes
 WORDED: Final = ("boolean", "category")  # kinds of columns whose cells are words
 OF_FACTS: Final = ("fhir", "omop")  # sources whose mapping says how columns are gathered
 UNIT: Final = ("multiply", "add")
+PERSON_COLUMN: Final = "; which column says who a person is goes into data.person=COLUMN, as this table calls it"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
     for name, told in columns.items():
         where = f"{config.mapping}: columns.{str(name)[:64]}"
         if name not in by_name:
-            raise DataError(f"{where}: the task has no such column{nearest(str(name), by_name)}")
+            person = str(name) in (schema.person, PERSON) or like_persons([str(name)])
+            hint = PERSON_COLUMN if person else nearest(str(name), by_name)
+            raise DataError(f"{where}: the task has no such column{hint}")
         own[name] = bind(OwnColumn, _plain(told, where), where, DataError)
         _check_words(by_name[name], own[name], where)
         if own[name].changes and by_name[name].kind != "number":

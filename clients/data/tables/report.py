@@ -24,6 +24,7 @@ COLUMNS: Final = 8  # columns that are named
 OWN_WORDS: Final = (
     ", or your own words for these in the file of data.mapping: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
 )
+CODES: Final = "; codes such as 1 and 2 mean nothing by themselves: the task's `true` and `false` give them a meaning"
 MAX_LINES: Final = 1_000_000  # of bad rows that are written down
 Mask = npt.NDArray[np.bool_]
 Lines = npt.NDArray[np.int64]
@@ -122,8 +123,8 @@ def _fix(column: Column | None, kind: str) -> str:
 def _expected(column: Column, kind: str) -> str:
     options = column.categories or ("no", "yes")
     shown = ", ".join(f"'{word}'" for word in options[:COLUMNS]) + ("…" if len(options) > COLUMNS else "")
-    declared = "; codes such as 1 and 2 have a meaning only where the task's `true` and `false` give it"
-    return f"; expected {shown}{declared if kind == words.CODED and len(options) == 2 else OWN_WORDS}"
+    codes = kind == words.CODED and len(options) == 2
+    return f"; expected {shown}{CODES if codes else ''}{OWN_WORDS}"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,14 +12,28 @@ from sovfed.federation.schema import bounded
 from sovfed.federation.tasks.columns import NUMBERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
-# What one unit is in another: mg/dl for a mmol/l of glucose, cholesterol, triglycerides, urea, lactate, calcium; a
-# µmol/l of creatinine, bilirubin and uric acid for a mg/dl; pounds, inches, and powers of ten.
 POUNDS: Final = 1 / 0.45359237  # in a kilogram
-FACTORS: Final = (18.02, 38.67, 88.57, 6.006, 9.008, 4.008, 88.42, 17.1, 59.48, POUNDS, 2.54, 10.0, 100.0, 1000.0, 1e6)
+# What one unit is in another, of which substance (mg/dl in a mmol/l, or µmol/l in a mg/dl), by what columns are called.
+SUBSTANCES: Final = {
+    "glucose": (18.02, ("glu", "gly", "zucker", "sugar")),
+    "cholesterol": (38.67, ("chol", "hdl", "ldl")),
+    "triglycerides": (88.57, ("trig", "tg")),
+    "urea": (6.006, ("urea", "harnst")),
+    "urea nitrogen": (2.801, ("bun", "urea")),
+    "lactate": (9.008, ("lact", "lakt")),
+    "calcium": (4.008, ("calc", "kalz", "calz")),
+    "creatinine": (88.42, ("crea", "krea")),
+    "bilirubin": (17.1, ("bili",)),
+    "uric acid": (59.48, ("uric", "harns")),
+}
+MEASURES: Final = {"pounds": (POUNDS, ("kg", "lb", "lbs")), "inches": (2.54, ("cm", "in"))}  # by the task's unit
+TENS: Final = tuple((power, "a power of ten") for power in (10.0, 100.0, 1000.0, 1e6))
+SHORT: Final = 3  # letters that stand in other words too
+SHOWN: Final = 4  # factors that would fit
 MOST: Final = 0.5  # share outside the bounds from which on the unit is suspected
 FEW: Final = 3  # values, fewer of which have no middle to speak of
 DIGITS: Final = 8  # of a factor that is proposed
@@ -66,22 +81,52 @@ def suspected(column: Column, values: np.typing.NDArray[np.float32]) -> str:
             return ""
         finding = f"{share:.0%} of the values are outside the bounds"
     unit = f" ({column.unit})" if column.unit else ""
-    factor = _factor(middle, low, high)
-    fits = f" and would fit {'times' if factor > 1 else 'divided by'} {max(factor, 1 / factor):.5g}" if factor else ""
-    multiply = np.format_float_positional(factor, DIGITS, False, False, "-") if factor else "FACTOR"
+    factors = _factors(column, middle, low, high)
+    fits = f" and would fit {' or '.join(_told(*factor) for factor in factors)}" if factors else ""
+    only = factors[0][0] if len(factors) == 1 else None
+    multiply = "FACTOR" if only is None else np.format_float_positional(only, DIGITS, False, False, "-")
     return (
         f"column '{column.name}'{unit}: {finding}{fits}; is it in another unit? "
         f"If so, in the file of data.mapping: columns: {{{column.name}: {{multiply: {multiply}}}}}"
     )
 
 
-def _factor(middle: float, low: float, high: float) -> float:
-    """The factor between two units with which the values would fit; 0 if there is none."""
+def _factors(column: Column, middle: float, low: float, high: float) -> list[tuple[float, str]]:
+    """The factors between two units with which the values would fit, those that fit best first, and of what each is.
+
+    Where the column's name or unit tells what it is of, no other counts: by its size alone none is chosen.
+    """
+    substances = {of: factor for of, (factor, _) in SUBSTANCES.items()}
+    named = {of: factor for of, (factor, starts) in SUBSTANCES.items() if _named(column.name.casefold(), starts)}
+    measures = {of: factor for of, (factor, _) in MEASURES.items()}
+    measured = {of: factor for of, (factor, units) in MEASURES.items() if column.unit.casefold() in units}
+    known = named or measured or (substances if "/" in column.unit else substances | measures)
+    told = _fitting([(factor, of) for of, factor in known.items()], middle, low, high)
+    tens = _fitting(TENS, middle, low, high)
+    return (told if told and (named or measured) else [*told, *tens])[:SHOWN]
+
+
+def _named(name: str, starts: tuple[str, ...]) -> bool:
+    """Whether a word of `name` begins with one of `starts`; a long one may stand within a word, as in blutzucker."""
+    words = re.split(r"[\W\d_]+", name)
+
+    def begins(start: str) -> bool:
+        return start in name if len(start) > SHORT else any(word.startswith(start) for word in words)
+
+    return any(map(begins, starts))
+
+
+def _fitting(factors: Sequence[tuple[float, str]], middle: float, low: float, high: float) -> list[tuple[float, str]]:
     target = (low + high) / 2
-    fits = [factor for power in FACTORS for factor in (power, 1 / power) if low <= middle * factor <= high]
-    if not fits or middle <= 0 or target <= 0:
-        return 0.0
-    return min(fits, key=lambda factor: abs(np.log(middle * factor / target)))
+    if middle <= 0 or target <= 0:
+        return []
+    both_ways = [(power, of) for factor, of in factors for power in (factor, 1 / factor)]
+    fits = [(factor, of) for factor, of in both_ways if low <= middle * factor <= high]
+    return sorted(fits, key=lambda fit: abs(np.log(middle * fit[0] / target)))
+
+
+def _told(factor: float, of: str) -> str:
+    return f"{'times' if factor > 1 else 'divided by'} {max(factor, 1 / factor):.5g} ({of})"
 
 
 def _numbers(schema: Schema, table: Table) -> Iterator[tuple[Column, np.typing.NDArray[np.float32]]]:

@@ -131,12 +131,19 @@ class Rules:
 
 
 class Words:
-    """The words of a boolean's or a category's values, and the code of each."""
+    """The words of a boolean's or a category's values, and the code of each.
+
+    `by_number` has which category each number was taken for, of those that were seen and that are no word of it.
+    """
 
     def __init__(self, column: Column, rules: Rules) -> None:
         self._absent = rules.absent
         self._exact = {person_name(word): code for code, word in enumerate(column.categories)}
         self._codes = _boolean(column) if column.kind == "boolean" else _categories(column)
+        declared = {fold(word) for word in (*column.categories, *column.true, *column.false)}
+        digits = {word for word in self._codes if word.isdecimal()} if column.kind == "category" else set[str]()
+        self._numbers, self.by_number = digits - declared, dict[str, str]()
+        self._categories = column.categories
 
     def code(self, cell: str) -> tuple[int, str]:
         """The code of a cell's word and "", or -1 and what is wrong with it."""
@@ -146,6 +153,8 @@ class Words:
         integer = _WHOLE.fullmatch(word)
         for form in (word, integer[1] if integer else word):
             if form in self._codes:
+                if form in self._numbers:
+                    self.by_number[form] = self._categories[self._codes[form]]
                 return self._codes[form], ""
         if word in self._absent:
             return -1, MISSING
@@ -165,7 +174,10 @@ def _two(usual: dict[str, int], column: Column) -> dict[str, int]:
 
 
 def _categories(column: Column) -> dict[str, int]:
-    """The categories' own words, and their numbers unless they are numbers themselves; of two, also yes and no."""
+    """The categories' own words, and their numbers unless they are numbers themselves; of two, also yes and no.
+
+    Of yes and no 1 is yes in whichever order they stand; of other categories a number is the place, from 0.
+    """
     words = [fold(word) for word in column.categories]
     own = {word: code for code, word in enumerate(words) if words.count(word) == 1}  # else capitals tell them apart
     numbers = {} if any(word.isdecimal() for word in words) else {str(code): code for code in range(len(words))}
@@ -173,6 +185,5 @@ def _categories(column: Column) -> dict[str, int]:
         return numbers | own
     for yes, no in ((1, 0), (0, 1)):
         if words[yes] in TRUE and words[no] in FALSE and not words[yes].isdecimal():
-            letters = {word: yes for word in TRUE if not word.isdecimal()}
-            numbers |= letters | {word: no for word in FALSE if not word.isdecimal()}
+            numbers = dict.fromkeys(TRUE, yes) | dict.fromkeys(FALSE, no)
     return _two(numbers, column) | own

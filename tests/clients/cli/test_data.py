@@ -6,20 +6,27 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from tests.clients.data.cases import AGE, DOSE, ILL, task_of
 
 from sovfed.clients.cli.data import check_data, data
+from sovfed.clients.cli.join import data_overrides
 from sovfed.clients.data.survey import report
+from sovfed.clients.data.tables.units import suspected
+from sovfed.clients.data.tables.words import Rules, Words
+from sovfed.clients.home.overrides import client_config
 from sovfed.federation.config import DataConfig
+from sovfed.federation.errors import DataError
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.columns import Column, number
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+GRADED = Column("grade", "category", role="target", categories=("low", "high"))
 GLUCOSE = number("glucose", 2, 600, unit="mg/dl", plausible=(70.0, 200.0))
 TASK = dataclasses.replace(
     task_of(
@@ -58,8 +65,8 @@ def test_a_table_is_counted_by_column_and_line(table: Path) -> None:
     assert told.faults[-1] == "1 row names no person (line 25)"
     assert "divided by 18" not in columns["glucose"].suspicion
     assert columns["glucose"].suspicion == (
-        "column 'glucose' (mg/dl): the middle of the values lies below what is plausible and would fit times 18.02; is "
-        "it in another unit? If so, in the file of data.mapping: columns: {glucose: {multiply: 18.02}}"
+        "column 'glucose' (mg/dl): the middle of the values lies below what is plausible and would fit times 18.02 "
+        "(glucose); is it in another unit? If so, in the file of data.mapping: columns: {glucose: {multiply: 18.02}}"
     )
 
 
@@ -176,3 +183,65 @@ def test_a_table_s_own_settings_beside_it_are_taken_and_said(tmp_path: Path) -> 
     (tmp_path / "birch.yaml").write_text("data: {date_format: '%d.%m.%Y'}\n")
     shown = CliRunner().invoke(check_data, arguments)
     assert shown.exit_code == 0 and "with the settings in" in shown.output and "birch.yaml" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "plausible", "middle", "told"),
+    [
+        ("glucose", "mmol/l", (3, 12), 126.0, ["divided by 18.02 (glucose)"]),  # 17.1, bilirubin's, would fit too
+        ("Blutzucker nüchtern", "", (3, 12), 126.0, ["divided by 18.02 (glucose)"]),
+        ("crp", "mg/l", (4, 12), 126.0, ["divided by 17.1 (bilirubin)", "divided by 18.02 (glucose)"]),
+        ("urea", "mmol/l", (2, 9), 20.0, ["divided by 6.006 (urea)", "divided by 2.801 (urea nitrogen)"]),
+        ("height", "cm", (120, 210), 66.0, ["times 2.54 (inches)"]),
+        ("glucose", "mmol/l", (3, 12), 6_500.0, ["divided by 1000 (a power of ten)"]),
+        ("weightgain", "kg", (50, 110), 170.0, ["divided by 2.2046 (pounds)"]),  # no triglycerides, tg
+    ],
+)
+def test_of_factors_that_fit_the_substance_s_own_is_told_and_of_several_none_is_chosen(
+    name: str, unit: str, plausible: tuple[float, float], middle: float, told: list[str]
+) -> None:
+    column = number(name, 0, 1e6, unit=unit, plausible=plausible)
+    sentence = suspected(column, np.full(9, middle, np.float32))
+    assert all(words in sentence for words in told), sentence
+    assert ("multiply: FACTOR" in sentence) == (len(told) > 1)
+
+
+def test_a_table_of_one_class_or_without_rows_says_so_and_numbers_taken_for_words_are_told(tmp_path: Path) -> None:
+    registry.add(dataclasses.replace(task_of(number("kg", 1, 400), GRADED), name="graded"))
+    path = tmp_path / "x.csv"
+    path.write_text("kg,grade\n" + "".join(f"{70 + row},0\n" for row in range(9)))
+    told = " ".join(CliRunner().invoke(check_data, ["graded", str(path)]).output.split())
+    assert "every record is 'low'" in told and "column 'grade': 0 as 'low'; if that is not meant" in told
+    path.write_text("kg,grade\n")
+    nothing = CliRunner().invoke(check_data, ["graded", str(path)])
+    assert nothing.exit_code == 1 and "it has no rows" in nothing.output
+
+
+@pytest.mark.parametrize("order", [("no", "yes"), ("yes", "no")])
+def test_of_yes_and_no_1_is_yes_in_whichever_order_they_stand(order: tuple[str, str]) -> None:
+    words = Words(Column("ill", "category", role="target", categories=order), Rules())
+    assert order[words.code("1")[0]] == "yes" and order[words.code("0")[0]] == "no"
+
+
+def test_a_person_s_column_in_the_mapping_and_another_language_s_header_are_told_where_they_go(tmp_path: Path) -> None:
+    task = task_of(*(number(f"column {place}", 0, 9) for place in range(12)), ILL)
+    path, own = tmp_path / "x.csv", tmp_path / "own.yaml"
+    path.write_text("Alter,krank\n3,0\n")
+    with pytest.raises(DataError, match=r"lacks 13 columns: .*'column 11', 'ill'.*data\.mapping"):
+        report(task, DataConfig(source="csv", path=str(path)))
+    own.write_text("columns: {patient_id: Patienten-ID}\n")
+    with pytest.raises(DataError, match=r"patient_id: the task has no such column; .*data\.person=COLUMN"):
+        report(task, DataConfig(source="csv", path=str(path), mapping=str(own)))
+
+
+def test_an_institution_joins_with_the_settings_beside_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "koeln.csv"
+    path.write_text("x\n")
+    assert data_overrides(str(path)) == ["data=own", f"data.path={path}"]
+    (tmp_path / "koeln.yaml").write_text(
+        'data: {decimal: ",", missing_words: [k. A., "n,b"], mapping: own.yaml, max_bad_share: 0.1}\n'
+    )
+    (tmp_path / "own.yaml").write_text("columns: {}\n")
+    data = client_config(data_overrides(str(path))).data
+    assert (data.decimal, data.missing_words, data.max_bad_share) == (",", ("k. A.", "n,b"), 0.1)
+    assert (data.path, data.mapping) == (str(path), str(tmp_path / "own.yaml"))
