@@ -24,7 +24,8 @@ ROLES: Final = ("input", "target")
 REFUSE: Final = "refuse"
 MISSING_CODE: Final = -1  # of a category; of a number it is NaN
 MISSING: Final = (REFUSE, "constant", "mean", "category")
-SCALINGS: Final = ("standard", "bounds", "none")
+LOG: Final = "log"
+SCALINGS: Final = ("standard", LOG, "bounds", "none")
 NUMBERS: Final = ".numbers"  # of a table: all scalar inputs but categories, float32 [n, numbers], NaN where missing
 CODES: Final = ".codes"  # all inputs that are categories, int16 [n, categories], -1 where missing
 PACKED: Final = "x"  # what a model is given of both
@@ -45,8 +46,8 @@ class Column:
     text      the first `shape` (length,) bytes of a UTF-8 text, each plus one, then zeros
 
     `missing`: refuse the record; take `fill`; take the federation's mean (`indicator` adds a column that says so); or,
-    of a category, a category of its own. `scaling`: standard, with the federation's mean and deviation; by the declared
-    bounds; or none.
+    of a category, a category of its own. `scaling`: standard, with the federation's mean and deviation; log, those of
+    ln(1 + value − low), for a long tail; by the declared bounds; or none.
     """
 
     name: str = bounded(low=1, high=64)
@@ -84,6 +85,8 @@ class Column:
             raise ValueError(f"column '{self.name}': missing 'category' is for categories; take mean or constant")
         if self.missing == "mean" and (self.kind == "category" or self.scaling == "none"):
             raise ValueError(f"column '{self.name}': missing 'mean' is for numbers that are scaled")
+        if self.scaling == LOG and (self.kind != "number" or not self.packed):
+            raise ValueError(f"column '{self.name}': scaling 'log' is for a number that is an input by itself")
         if self.missing != REFUSE and (self.role == "target" or self.shape):
             raise ValueError(f"column '{self.name}': only a scalar input may be missing")
         if self.plausible and (len(self.plausible) != 2 or not self.plausible[0] < self.plausible[1]):
@@ -131,7 +134,7 @@ class Column:
     def scaled(self) -> bool:
         """Whether the federation's mean and deviation scale it."""
         number = self.kind in ("number", "date") or (self.kind == "boolean" and self.role == "input")
-        return self.scaling == "standard" and number
+        return self.scaling in ("standard", LOG) and number
 
     @property
     def packed(self) -> bool:

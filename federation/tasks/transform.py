@@ -3,6 +3,7 @@
 Each number enters as u = (x − middle) / half width of its declared bounds, so in [−1, 1], and is then standardised with
 the federation's mean and deviation of u: [mean (f), deviation (f)], the run's `scale`, over the `f` scaled values of a
 record. Sums over u are bounded by the number of records whatever the unit, and no outlier can take the digits away.
+Where a column's scaling is log, x is ln(1 + value − low) in all of this, and its bounds are those of that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sovfed.federation.config import LEAST_SPREAD
-from sovfed.federation.tasks.columns import CODES, NUMBERS, PACKED
+from sovfed.federation.tasks.columns import CODES, LOG, NUMBERS, PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,6 +133,8 @@ class Transform:
         packed = column.packed and NUMBERS in table
         values = table[NUMBERS][:, self.schema.numbers.index(column)] if packed else table[column.name]
         middle, half = _middle(column)
+        if column.scaling == LOG:
+            values = _logged(values.astype(np.float64), column.low)
         return (values.reshape(len(values), column.size).astype(np.float64) - middle) / half
 
 
@@ -146,6 +149,11 @@ class Bound:
             name: tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device, torch.float32) for array in pair)
             for name, pair in transform.affine(scale).items()
         }
+        logs = [column.scaling == LOG for column in self.schema.numbers]
+        lows = [column.low if log else 0.0 for column, log in zip(self.schema.numbers, logs, strict=True)]
+        self._any_log = any(logs)
+        self._logs = torch.tensor(logs, dtype=torch.bool, device=device)
+        self._lows = torch.tensor(lows, dtype=torch.float32, device=device)
         self._plain = {column.name for column in (*self.schema.shaped, *self.schema.targets) if _untouched(column)}
         self._missing = any(column.missing != "refuse" for column in self.schema.numbers)
         if self._missing:
@@ -186,7 +194,7 @@ class Bound:
         parts = []
         if NUMBERS in table:
             a, b = self._affine[NUMBERS]
-            numbers = (table[NUMBERS] - a).mul_(b)
+            numbers = (self._numbers(table[NUMBERS]) - a).mul_(b)
             if self._missing:
                 absent = numbers.isnan()
                 numbers = torch.where(absent, self._fill, numbers)
@@ -202,6 +210,25 @@ class Bound:
             parts.append(hot.scatter_(1, positions, 1.0)[:, :-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
+    def _numbers(self, stored: Tensor) -> Tensor:
+        """The numbers as they are scaled, [n, numbers]: of those with a long tail the logarithm."""
+        if not self._any_log:
+            return stored
+        return (stored - self._lows).clamp_min(0).log1p().where(self._logs, stored)
+
+
+def values_of(schema: Schema, scaled: Floats) -> Floats:
+    """The numbers [n, numbers] that those with a logarithm, `scaled`, are of."""
+    values = scaled.copy()
+    for place, column in enumerate(schema.numbers):
+        if column.scaling == LOG:
+            values[:, place] = np.expm1(scaled[:, place]) + column.low
+    return values
+
+
+def _logged(values: Any, low: float) -> Any:
+    return np.log1p(np.maximum(values - low, 0.0))
+
 
 def _within(values: Sums, low: float, high: float) -> bool:
     """Whether no value is outside, and each is a number, as neither end is of values of which one is none."""
@@ -209,10 +236,12 @@ def _within(values: Sums, low: float, high: float) -> bool:
 
 
 def _middle(column: Column) -> tuple[float, float]:
-    """Middle and half width of the declared bounds; 0 and 1 where values stay what they are."""
+    """Middle and half width of the declared bounds, as they are scaled; 0 and 1 where values stay what they are."""
     if _untouched(column):
         return 0.0, 1.0
     low, high = column.bounds
+    if column.scaling == LOG:
+        low, high = 0.0, float(np.log1p(high - low))
     return (low + high) / 2, (high - low) / 2
 
 
@@ -223,8 +252,10 @@ def _untouched(column: Column) -> bool:
 
 
 def _filled(column: Column) -> float:
-    """What stands for a missing value, as stored; NaN: the mean."""
-    return column.fill if column.missing == "constant" else float("nan")
+    """What stands for a missing value, as it is scaled; NaN: the mean."""
+    if column.missing != "constant":
+        return float("nan")
+    return float(_logged(np.float64(column.fill), column.low)) if column.scaling == LOG else column.fill
 
 
 def _categories(column: Column) -> int:

@@ -39,6 +39,7 @@ from sovfed.federation.tasks import Task, initial_vector
 from sovfed.federation.tasks.columns import NUMBERS, Column, Schema, Table, target
 from sovfed.federation.tasks.losses import cross_entropy
 from sovfed.federation.tasks.registry import get_task
+from sovfed.federation.tasks.transform import values_of
 from sovfed.federation.tasks.trees import leaves
 from sovfed.simulations.vectorised_private import Persons, StackedPrivate
 
@@ -241,6 +242,7 @@ def _stored(task: Task, features: Tensor, labels: Tensor) -> Table:
         inputs = next(iter(task.schema.stored()))
         start, slope = task.transform.affine(task.transform.public_scale)[inputs]
         values = values / slope + start
+        values = values_of(task.schema, values) if inputs == NUMBERS else values
     return table_of(task.schema, values, labels.numpy())
 
 

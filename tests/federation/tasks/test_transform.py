@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from sovfed.federation.config import LEAST_SPREAD
 from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, Table, number, target
-from sovfed.federation.tasks.transform import Transform
+from sovfed.federation.tasks.transform import Transform, values_of
 
 NAN = float("nan")
 TWO = Transform(Schema((number("age", 0, 100), number("dose", -1, 3), target("ill", "no", "yes"))))
@@ -93,6 +95,33 @@ def test_numbers_are_standardised_in_units_of_u() -> None:
     # scale: means 0.2 and −0.5, deviations 0.5 and 0.25; u of (75, 2) is (0.5, 0.5): 0.3 / 0.5, 1 / 0.25
     rows = given(TWO, [0.2, -0.5, 0.5, 0.25], numbers=[[75.0, 2.0], [60.0, 0.0]])
     assert rows == [pytest.approx([0.6, 4.0], rel=1e-5), pytest.approx([0.0, 0.0], abs=1e-6)]
+
+
+def test_of_a_column_with_a_long_tail_the_logarithm_is_scaled() -> None:
+    """Bounds 10 to 109: ln 1 = 0 to ln 100, so middle and half ln 10; 19 is the middle."""
+    long = one_of(number("age", 0, 100), number("bnp", 10, 109, scaling="log"))
+    assert given(long, numbers=[[50.0, 19.0], [100.0, 109.0], [0.0, 10.0]]) == [
+        [0.0, pytest.approx(0.0, abs=1e-6)], [1.0, pytest.approx(1.0)], [-1.0, -1.0]
+    ]  # fmt: skip
+    table: Table = {NUMBERS: np.array([[50.0, 19.0], [50.0, 109.0]], np.float32), "ill": np.zeros(2)}
+    assert long.profile(table).tolist() == pytest.approx([2, 2, 0, 1, 0, 1], abs=1e-6)
+    assert long.scale(long.profile(table)).tolist() == pytest.approx([0, 0.5, 0.002, 0.5], abs=1e-6)
+    scaled = long.affine(long.public_scale)[NUMBERS]
+    back = values_of(long.schema, np.array([[0.5, -1.0]]) / scaled[1] + scaled[0])
+    assert back.tolist() == [[75.0, pytest.approx(10.0)]]
+
+
+def test_a_missing_number_with_a_long_tail_is_its_fill_or_the_mean_of_logarithms() -> None:
+    filled = one_of(number("bnp", 0, 99, scaling="log", missing="constant", fill=9.0))
+    assert given(filled, numbers=[[NAN], [9.0]]) == [[pytest.approx(0.0, abs=1e-6)]] * 2
+    mean = one_of(number("bnp", 0, 99, scaling="log", missing="mean"))
+    assert given(mean, [0.5, 1.0], numbers=[[NAN], [99.0]]) == [[0.0], [pytest.approx(0.5)]]
+
+
+def test_a_logarithm_is_of_a_number_that_is_an_input_by_itself() -> None:
+    for wrong in (Column("day", "date"), number("y", 0, 9, role="target"), number("bnp", 0, 9, shape=(2,))):
+        with pytest.raises(ValueError, match="scaling 'log' is for a number"):
+            dataclasses.replace(wrong, scaling="log")
 
 
 def test_the_public_scale_is_the_bounds_alone() -> None:
