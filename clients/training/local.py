@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat, starmap
@@ -323,7 +324,7 @@ class LocalTraining:
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
             update: Vector = self._model.gathered().cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())
-        if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
+        if not (math.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         if request.keep_state:
             self._keep_moments(request, stepper)
@@ -407,10 +408,10 @@ class LocalTraining:
         """The model's outputs [n, …], in float32 whatever they are computed in."""
         if self._casts:
             with autocast(self.device, self.precision):
-                outputs = self._model.module(inputs)
+                outputs = self._model.apply(inputs)
         else:
-            outputs = self._model.module(inputs)
-        return cast("Tensor", outputs.float())
+            outputs = self._model.apply(inputs)
+        return cast("Tensor", outputs if outputs.dtype == torch.float32 else outputs.float())
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None
