@@ -217,7 +217,9 @@ class LocalTraining:
             if self._devices is not None:
                 beside, pull = self._devices.names, self._with_others(self._devices, pull)
                 self._devices.begin(self.task, request.scale)
-            key = Key(request, (*self._about(), seed, *beside), (correction, anchor))
+            key = None
+            if self._halfway is not None:
+                key = Key(request, (*self._about(), seed, *beside), (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 
     def _about(self) -> tuple[Any, ...]:
@@ -293,15 +295,16 @@ class LocalTraining:
         feed: Feed,
         generator: torch.Generator,
         pull: Callable[[], Tensor | None],
-        key: Key,
+        key: Key | None,
     ) -> tuple[Vector, float]:
+        """As `train`; `key` says of what work a state is that is kept halfway, None where none is."""
         self._model.load(request.model)
         self._model.mode(training=True)
         plan, rows, losses = request.plan, torch.from_numpy(self._train), list[Tensor]()
         remaining = self._steps(plan)
         stepper = make_stepper(self._model, plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
-        begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
+        begun = None if halfway is None or key is None else self._begun(halfway, key, stepper, generator)
         if begun is None and request.keep_state:
             self._take_up(request, stepper)
         while remaining:
@@ -315,7 +318,7 @@ class LocalTraining:
                 done += count
                 if not remaining:
                     break
-                if halfway is not None and done < len(coming) and halfway.due():
+                if halfway is not None and key is not None and done < len(coming) and halfway.due():
                     self._keep(halfway, key, stepper, Begun(remaining, coming[done:], torch.cat(losses)), generator)
             remaining -= remaining and stepper.end_epoch()
             self._add_losses_of_others(losses)
