@@ -122,18 +122,19 @@ def last_of(run: RunRequest) -> LastRequest:
 
 
 def _check_vectors(kind: str, found: Mapping[str, Any], dtypes: Mapping[str, np.dtype[Any]], *, judged: bool) -> None:
-    for name, dtype in dtypes.items():
-        vector = found[name]
-        if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
-            raise ProtocolError(f"{kind}.{name}: {vector.dtype} of shape {vector.shape}, expected {dtype} of shape [d]")
-        if judged and dtype.kind == "f" and not all(map(_finite, Pieces(vector))):
-            raise ProtocolError(f"{kind}.{name}: not finite")
+    with np.errstate(invalid="ignore", over="ignore"):  # of `_finite`'s sums
+        for name, dtype in dtypes.items():
+            vector = found[name]
+            if vector.dtype != dtype or vector.ndim != 1 or vector.size > MAX_PARAMETERS:
+                shape = f"{vector.dtype} of shape {vector.shape}"
+                raise ProtocolError(f"{kind}.{name}: {shape}, expected {dtype} of shape [d]")
+            if judged and dtype.kind == "f" and not all(map(_finite, Pieces(vector))):
+                raise ProtocolError(f"{kind}.{name}: not finite")
 
 
 def _finite(values: npt.NDArray[Any]) -> bool:
-    with np.errstate(invalid="ignore", over="ignore"):  # +inf and -inf add up to NaN; a sum may overflow by itself
-        suspicious = not math.isfinite(values.sum())
-    return not suspicious or bool(np.isfinite(values).all())
+    """Whether all are; +inf and -inf add up to NaN, and a sum may overflow by itself."""
+    return math.isfinite(values.sum()) or bool(np.isfinite(values).all())
 
 
 def _acceptable(cls: type[Any], values: Mapping[str, Any]) -> bool:

@@ -270,8 +270,7 @@ def _adamw(
     shapes: Shapes,
 ) -> None:
     first, second = moments
-    in_order = all(value.is_contiguous() for value in values)
-    if in_order and state.counter is not None and not isinstance(rate, Tensor):
+    if state.counter is not None and not isinstance(rate, Tensor) and all(map(Tensor.is_contiguous, values)):
         _adamw_in_one_pass(values, gradients, moments, plan, state.counter.fill_(state.count), rate)
         return
     _decay(values, plan.weight_decay, rate, shapes)
@@ -347,8 +346,10 @@ def _filled(gradients: Sequence[Tensor | None], values: Sequence[Tensor]) -> Ten
 
 def _slot(state: State, name: str, values: Tensors) -> Tensors:
     """The slot's tensors, of as many copies as `values` have."""
-    pairs = zip(state.slots[name], values, strict=True)
-    return [tensor if tensor.shape == value.shape else tensor[: len(value)] for tensor, value in pairs]
+    tensors = state.slots[name]
+    if not values or tensors[0].shape == values[0].shape:
+        return tensors
+    return [tensor[: value.shape[0]] for tensor, value in zip(tensors, values, strict=True)]
 
 
 _OWN: Final[dict[str, Callable[[LocalPlan], LocalOptimizer]]] = {SGD: Sgd, "adamw": AdamW, "muon": Muon}

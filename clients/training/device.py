@@ -68,16 +68,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext() if kind == torch.float32 else torch.autocast(device.type, dtype=kind)
 
 
-@contextmanager
-def matrices(precision: str) -> Iterator[None]:
+def matrices(precision: str) -> AbstractContextManager[None]:
     """Products of float32 matrices as `precision` has them: exact, or with tf32 by a GPU's tensor cores.
 
     Whatever a task's own code has set for this process does not count.
     """
     wanted, before = "high" if precision == TF32 else "highest", torch.get_float32_matmul_precision()
-    if before == wanted:
-        yield
-        return
+    return nullcontext() if before == wanted else _matrices(wanted, before)
+
+
+@contextmanager
+def _matrices(wanted: str, before: str) -> Iterator[None]:
     torch.set_float32_matmul_precision(wanted)
     try:
         yield
@@ -107,13 +108,14 @@ def one_thread() -> AbstractContextManager[None]:
     return cpu_threads(1)
 
 
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
+def cpu_threads(count: int) -> AbstractContextManager[None]:
     """torch computes on `count` CPU threads meanwhile."""
     before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
+    return nullcontext() if before == count else _cpu_threads(count, before)
+
+
+@contextmanager
+def _cpu_threads(count: int, before: int) -> Iterator[None]:
     torch.set_num_threads(count)
     try:
         yield

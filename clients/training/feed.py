@@ -52,7 +52,12 @@ class Feed:
 
     def has(self, scale: Sums) -> bool:
         """Whether this is the feed under `scale`."""
-        return scale is self._scale or np.array_equal(scale, self._scale)
+        if scale is self._scale:
+            return True
+        equal = np.array_equal(scale, self._scale)
+        if equal and not scale.flags.writeable:
+            self._scale = scale  # which is likely to come again
+        return equal
 
     def take(self, index: Tensor) -> tuple[Tree, Tree]:
         """Inputs and targets of the records at `index`, of any shape: [*index.shape, …], on the device."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat, starmap
@@ -216,7 +217,9 @@ class LocalTraining:
             if self._devices is not None:
                 beside, pull = self._devices.names, self._with_others(self._devices, pull)
                 self._devices.begin(self.task, request.scale)
-            key = Key(request, (*self._about(), seed, *beside), (correction, anchor))
+            key = None
+            if self._halfway is not None:
+                key = Key(request, (*self._about(), seed, *beside), (correction, anchor))
             return self._descend(request, feed, torch.Generator().manual_seed(seed), pull, key)
 
     def _about(self) -> tuple[Any, ...]:
@@ -292,15 +295,16 @@ class LocalTraining:
         feed: Feed,
         generator: torch.Generator,
         pull: Callable[[], Tensor | None],
-        key: Key,
+        key: Key | None,
     ) -> tuple[Vector, float]:
+        """As `train`; `key` says of what work a state is that is kept halfway, None where none is."""
         self._model.load(request.model)
         self._model.mode(training=True)
         plan, rows, losses = request.plan, torch.from_numpy(self._train), list[Tensor]()
         remaining = self._steps(plan)
         stepper = make_stepper(self._model, plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
-        begun = None if halfway is None else self._begun(halfway, key, stepper, generator)
+        begun = None if halfway is None or key is None else self._begun(halfway, key, stepper, generator)
         if begun is None and request.keep_state:
             self._take_up(request, stepper)
         while remaining:
@@ -314,7 +318,7 @@ class LocalTraining:
                 done += count
                 if not remaining:
                     break
-                if halfway is not None and done < len(coming) and halfway.due():
+                if halfway is not None and key is not None and done < len(coming) and halfway.due():
                     self._keep(halfway, key, stepper, Begun(remaining, coming[done:], torch.cat(losses)), generator)
             remaining -= remaining and stepper.end_epoch()
             self._add_losses_of_others(losses)
@@ -323,7 +327,7 @@ class LocalTraining:
         with np.errstate(over="ignore", invalid="ignore"):  # found out below
             update: Vector = self._model.gathered().cpu().numpy() - request.model
         mean_loss = float(torch.cat(losses).mean())
-        if not (np.isfinite(mean_loss) and np.isfinite(update).all()):
+        if not (math.isfinite(mean_loss) and np.isfinite(update).all()):
             raise TrainingError(f"round {request.round}: loss or update is not finite; is the learning rate too high?")
         if request.keep_state:
             self._keep_moments(request, stepper)
@@ -407,10 +411,10 @@ class LocalTraining:
         """The model's outputs [n, …], in float32 whatever they are computed in."""
         if self._casts:
             with autocast(self.device, self.precision):
-                outputs = self._model.module(inputs)
+                outputs = self._model.apply(inputs)
         else:
-            outputs = self._model.module(inputs)
-        return cast("Tensor", outputs.float())
+            outputs = self._model.apply(inputs)
+        return cast("Tensor", outputs if outputs.dtype == torch.float32 else outputs.float())
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.tasks.layout import SAMPLE
+from sovfed.federation.tasks.layout import SAMPLE, Applied
 from sovfed.federation.tasks.trees import to_device
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class FlatModel:
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.module = task.model().to(device)
+        # Nobody hooks into our own wrapper, so that its call need not look for hooks.
+        self.apply = self.module.forward if isinstance(self.module, Applied) else self.module
         layout, tensors = task.layout, task.layout.tensors(self.module)
         self.flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
         self.parameters: list[torch.nn.Parameter] = []
@@ -42,6 +44,8 @@ class FlatModel:
             if spec.trained and isinstance(tensor, torch.nn.Parameter):
                 self.parameters.append(tensor)
         self.values = [self.flat[spec.place].view(spec.shape) for spec in layout.parts if spec.trained]
+        self.shapes = [tuple(value.shape) for value in self.values]
+        self.sizes = [value.numel() for value in self.values]
         self._submodules = list(self.module.modules())
         self._own_train = any(type(submodule).train is not torch.nn.Module.train for submodule in self._submodules)
         self.shares = Shares(device)
@@ -72,12 +76,13 @@ class FlatModel:
                     if isinstance(tensor, torch.nn.Parameter):
                         tensor.copy_(view)
 
-    @torch.no_grad()
     def gathered(self) -> Tensor:
         """`flat`, with what the forward passes left in running statistics of another type."""
-        for view, tensor in self._copies:
-            if not isinstance(tensor, torch.nn.Parameter):
-                view.copy_(tensor)
+        if self._copies:
+            with torch.no_grad():
+                for view, tensor in self._copies:
+                    if not isinstance(tensor, torch.nn.Parameter):
+                        view.copy_(tensor)
         return self.flat
 
     def state(self) -> dict[str, Tensor]:

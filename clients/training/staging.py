@@ -64,7 +64,9 @@ class Coming:
 
     def __init__(self, device: torch.device, *trees: Tree) -> None:
         asynchronous = device.type == "cuda"  # then torch pins the memory that it copies to
-        self._trees = [mapped(lambda leaf: leaf.to("cpu", non_blocking=asynchronous), tree) for tree in trees]
+        self._trees = list(trees)
+        if device.type != "cpu":
+            self._trees = [mapped(lambda leaf: leaf.to("cpu", non_blocking=asynchronous), tree) for tree in trees]
         self._copied = torch.cuda.current_stream(device).record_event() if asynchronous else None
 
     def arrived(self) -> list[Tree]:

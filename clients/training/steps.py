@@ -64,7 +64,8 @@ def mean_gradients(
     """
     total: Sequence[Tensor | None] = ()
     for losses in pieces:
-        weights = shares if len(losses) == len(shares) else shares[: len(losses)]
+        count = losses.shape[0]
+        weights = shares if count == shares.shape[0] else shares[:count]
         slopes = gradients(losses, weights, parameters)
         total = [_sum(one, other) for one, other in zip(total, slopes, strict=True)] if total else slopes
     return total
@@ -131,8 +132,7 @@ class General:
 
         self._model, self._rates, self._pull = model, rates, pull
         self._parameters = tuple(model.parameters)
-        self._shapes = [tuple(value.shape) for value in model.values]
-        self._sizes = [value.numel() for value in model.values]
+        self._shapes, self._sizes = model.shapes, model.sizes
         self._optimizer = make(plan)
         self._flat = model.flat[: model.trained] if _by_value(plan) else None
         self._state = self._optimizer.init(model.values if self._flat is None else [self._flat])

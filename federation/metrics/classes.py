@@ -77,7 +77,7 @@ class ClassMetrics:
         probability /= probability.sum(axis=1, keepdims=True)
         truth = targets[:, None] == self._classes
         chosen = probability.argmax(axis=1)
-        correct, top = chosen == targets, probability[np.arange(len(targets)), chosen]
+        correct, top = chosen == targets, probability.max(axis=1)
         which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1) + _TOTALS
         brier = np.square(probability - truth).sum()
         complement = np.maximum(1.0 - probability, 1e-15)

@@ -40,7 +40,7 @@ def sigmoid(logit: Floats) -> Floats:
 
 def binned(logit: Floats, bins: int) -> npt.NDArray[np.int64]:
     """The bin 0 … bins − 1 of each score, by arsinh(logit / MIDDLE): models may be as sure as noise makes them."""
-    within = np.arcsinh(np.clip(logit, -FURTHEST, FURTHEST) / MIDDLE) / _SPREAD
+    within = np.arcsinh(np.minimum(np.maximum(logit, -FURTHEST), FURTHEST) / MIDDLE) / _SPREAD
     return np.minimum(((within + 1) / 2 * bins).astype(np.int64), bins - 1)
 
 

@@ -108,7 +108,7 @@ def header_size(metrics: int) -> int:
 
 def saturated(values: npt.NDArray[Any], bound: float) -> npt.NDArray[Any]:
     """`values` cut to ±bound, and 0 where they are no number: what a sum gets of them, since a refusal would tell."""
-    if (np.abs(values) <= bound).all():
+    if np.abs(values).max(initial=0.0) <= bound:
         return values
     cut: npt.NDArray[Any] = np.clip(np.nan_to_num(values, nan=0.0), -bound, bound)
     return cut

@@ -182,8 +182,8 @@ def test_where_nobody_is_sampled_an_update_is_the_charged_noise_of_each_institut
     units = Units(asked.clip, task.parameters, 20)
     expected = math.sqrt(share_variance(1.5, units)) * math.ldexp(1.0, units.exponent) * 0.5 / asked.batch
     spread = updates.std(1) / expected
-    assert (np.abs(spread - 1) < 5 / math.sqrt(2 * task.parameters)).all()
-    assert np.abs(np.corrcoef(updates) - np.eye(len(SIZES))).max() < 5 / math.sqrt(task.parameters)
+    assert (np.abs(spread - 1) < 6 / math.sqrt(2 * task.parameters)).all()  # 2e-9 by chance, for each
+    assert np.abs(np.corrcoef(updates) - np.eye(len(SIZES))).max() < 6 / math.sqrt(task.parameters)
 
 
 def test_a_distributed_sum_has_the_noise_of_every_share() -> None:
@@ -197,9 +197,9 @@ def test_a_distributed_sum_has_the_noise_of_every_share() -> None:
     model = torch.from_numpy(initial_vector(task, 0)).repeat(len(SIZES), 1)
     plain = stacked.clipped_sums(model, Table(features, labels), persons, np.arange(sum(SIZES))).sum(0).numpy()
     rest = stacked.sample(asked, Table(features, labels), persons) - units.quantise(plain)
-    assert abs(rest.std() / noise - 1) < 5 / math.sqrt(2 * task.parameters)
+    assert abs(rest.std() / noise - 1) < 6 / math.sqrt(2 * task.parameters)
     zeros = noised_sum(np.zeros((2, task.parameters)), asked, 4)
-    assert abs(zeros.std() / noise - 1) < 5 / math.sqrt(2 * task.parameters)
+    assert abs(zeros.std() / noise - 1) < 6 / math.sqrt(2 * task.parameters)
 
 
 def test_updates_are_clipped_and_those_that_are_not_finite_are_named() -> None:
@@ -229,7 +229,7 @@ def test_a_private_run_claims_what_the_deployed_code_claims(mechanism: str, tmp_
     assert promises[0]["promises"] == promises[1]["promises"]
     start = initial_vector(get_task("digits"), 0)
     moved = [float(np.linalg.norm(outcomes[engine].model - start)) for engine in outcomes]
-    assert moved[0] == pytest.approx(moved[1], rel=0.1)  # mostly noise, of the same size
+    assert moved[0] == pytest.approx(moved[1], rel=0.4)  # noise, whose size is tested above: deviation 0.04
 
 
 def test_a_model_that_cannot_be_private_is_refused_with_the_reason(tmp_path: Path) -> None:

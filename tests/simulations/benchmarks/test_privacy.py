@@ -25,11 +25,17 @@ def test_the_run_is_what_the_setting_says(mechanism: str) -> None:
 
 
 def test_a_curator_learns_and_silos_learn_less() -> None:
-    """After 20 steps at ε = 1: 0.87 and 0.70 on the held-out records."""
+    """After 20 steps at ε = 1: 0.88 (deviation 0.011) and 0.79 (0.020) on the held-out records; the mean of five each.
+
+    Noise cannot be seeded: chance fails less than one run in a million.
+    """
     setting = Setting(20, 1.0, 2.0)
     _, parts = privacy._records(setting, 1.0)
-    central, multiplier = privacy._without_federation(1.0, setting, [merge(parts)])
-    silo, same = privacy._without_federation(1.0, setting, parts)
-    assert multiplier == same
-    assert privacy._score(central, parts) > 0.75
-    assert privacy._score(central, parts) > privacy._score(silo, parts)
+    scores, multipliers = list[float](), set[float]()
+    for places in ([merge(parts)], parts):
+        models = [privacy._without_federation(1.0, setting, places) for _ in range(5)]
+        scores.append(sum(privacy._score(model, parts) for model, _ in models) / len(models))
+        multipliers |= {multiplier for _, multiplier in models}
+    central, silo = scores
+    assert len(multipliers) == 1
+    assert central > 0.75 and central - silo > 0.025
