@@ -24,6 +24,7 @@ from flwr.proto.recorddict_pb2 import ConfigRecordValue as ProtoConfigRecordValu
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from google.protobuf.message import DecodeError
 
+from sovfed.federation.codec import dtype_name
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.stored import origin
 from sovfed.federation.wire.flower import RAW, arrived, header_of, raw
@@ -63,7 +64,7 @@ def _message_parts(header: dict[str, Any], vectors: dict[str, npt.NDArray[Any]])
         return parts
     arrays: list[Buffer] = []
     for name, vector in vectors.items():
-        arrays += _array_parts(name, str(vector.dtype), vector.shape, RAW, raw(vector))
+        arrays += _array_parts(name, dtype_name(vector.dtype), vector.shape, RAW, raw(vector))
     return (*parts, *_record_parts("vectors", tuple(arrays)))
 
 
