@@ -3,13 +3,15 @@
 A database's transaction waits for the disk five times, a line once. Whoever writes next enters what stands here before
 anything else (`store.py`), and the one process that writes lines has it entered twice a second. The first line names
 the file: the database holds how much of which file it has, so that nothing is entered twice or left out, whoever dies
-in the middle. A line that is not whole belonged to a reply that never left.
+in the middle. A line that is not whole belonged to a reply that never left. Each begins with a code of its file, its
+place and its content by the log's key: who has not got that adds, changes and moves none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hmac
 import json
 import os
 import secrets
@@ -22,11 +24,12 @@ from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 FILE: Final = "audit/ahead"
 NAME_BYTES: Final = 33  # 32 hexadecimal digits and the end of the line
+CODE_BYTES: Final = 64  # HMAC-SHA256, in hexadecimal digits
 RENEW_BYTES: Final = 1 << 16  # a file as long as this is begun anew once all of it was entered,
 RENEW_S: Final = 60.0  # and so is one to which nothing was added for so long: what the log deletes is here no more
 
@@ -37,6 +40,7 @@ class Ahead:
     def __init__(self, home: Path) -> None:
         self._path, self._lock = home / FILE, threading.Lock()
         self._file = self._folder = -1
+        self._key, self._name = b"", ""
         self._entered, self._added_at = 0, 0.0
 
     @property
@@ -44,8 +48,10 @@ class Ahead:
         """Whether this process writes the file."""
         return self._file >= 0
 
-    def begin(self, enter: Callable[[], bool]) -> bool:
+    def begin(self, key: bytes, enter: Callable[[], bool]) -> bool:
         """Begin the file anew, once `enter` has entered what stands in it; whether this process writes it now.
+
+        `key` is the one that lines are authenticated by.
 
         It does not where another one does, where nothing can be entered, or where the file system does not let it.
         """
@@ -54,6 +60,7 @@ class Ahead:
             stack.callback(os.close, folder)
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if enter():
+                self._key = key
                 self._renew()
                 self._folder = folder
                 stack.pop_all()
@@ -61,9 +68,10 @@ class Ahead:
 
     def add(self, kind: str, at: int, fields: dict[str, Any]) -> None:
         """Write an entry down; it is on disk afterwards. Raises ServiceError, and then nothing is written."""
-        line = canonical({"kind": kind, "at": at, "fields": fields}) + b"\n"
+        content = canonical({"kind": kind, "at": at, "fields": fields})
         with self._lock:
             end, self._added_at = os.lseek(self._file, 0, os.SEEK_END), time.monotonic()
+            line = _code(self._key, self._name, end - NAME_BYTES, content) + content + b"\n"
             try:
                 whole = os.write(self._file, line) == len(line)
                 os.fdatasync(self._file)
@@ -94,7 +102,8 @@ class Ahead:
         return os.fstat(self._file).st_size - NAME_BYTES if self._file >= 0 else 0
 
     def _renew(self) -> None:
-        write_private(self._path, secrets.token_hex(16).encode() + b"\n")
+        self._name = secrets.token_hex(16)
+        write_private(self._path, self._name.encode() + b"\n")
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         if self._file >= 0:
             os.close(self._file)
@@ -129,10 +138,19 @@ def read_ahead(home: Path) -> tuple[str, bytes]:
     return name, lines[: lines.rfind(b"\n") + 1]
 
 
-def read_line(line: bytes) -> tuple[str, int, dict[str, Any]]:
-    """Kind, Unix time and fields of an entry. Raises EvidenceError where it is damaged."""
-    try:
-        values = json.loads(line)
-        return str(values["kind"]), int(values["at"]), dict(values["fields"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EvidenceError("a line of what is to be entered in the log is damaged") from error
+def read_lines(key: bytes, name: str, lines: bytes, start: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Kind, Unix time and fields of each entry from the place `start` on.
+
+    Raises EvidenceError where one was not written there with `key`.
+    """
+    for line in lines[start:].splitlines(keepends=True):
+        content = line[CODE_BYTES:-1]
+        if not hmac.compare_digest(line[:CODE_BYTES], _code(key, name, start, content)):
+            raise EvidenceError(f"{FILE}: a line is damaged, or not by whoever has the log's key")
+        values = json.loads(content)
+        yield values["kind"], values["at"], values["fields"]
+        start += len(line)
+
+
+def _code(key: bytes, name: str, place: int, content: bytes) -> bytes:
+    return hmac.digest(key, name.encode() + place.to_bytes(8, "big") + content, "sha256").hex().encode()

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from sovfed.federation.evidence.ahead import Ahead
-from sovfed.federation.evidence.store import enter_ahead, has_log, record
+from sovfed.federation.evidence.store import ahead_key, enter_ahead, has_log, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,9 @@ class Noting:
 
     def begin(self) -> bool:
         """Whether entries stand ahead from now on; what a process that died has left is entered. Raises SovfedError."""
-        return self._ahead.is_open or (has_log(self._home) and self._ahead.begin(self._enter))
+        if self._ahead.is_open or not has_log(self._home) or not (key := ahead_key(self._home)):
+            return self._ahead.is_open
+        return self._ahead.begin(key, self._enter)
 
     def note(self, kind: str, /, **fields: Any) -> None:
         """Have an entry on disk. Raises SovfedError."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.database import compact, reading, writing
 from sovfed.federation.errors import EvidenceError, ServiceError, SovfedError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.ahead import read_ahead, read_line, stands_ahead
+from sovfed.federation.evidence.ahead import read_ahead, read_lines, stands_ahead
 from sovfed.federation.evidence.entries import BEFORE, NAME, RETENTION, canonical, entry, read_entry
 from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
@@ -67,14 +67,24 @@ def enter_ahead(home: Path) -> bool:
     return signer is not None
 
 
+def ahead_key(home: Path) -> bytes:
+    """The key by which lines ahead of the log are authenticated, derived from the log's; b"" before there is one."""
+    signer = _held_signer(home)
+    return b"" if signer is None else _ahead_key(signer)
+
+
+def _ahead_key(signer: tuple[str, Ed25519PrivateKey]) -> bytes:
+    return hashlib.sha256(b"sovfed ahead of the log\0" + signer[1].private_bytes_raw()).digest()
+
+
 def _enter_ahead(db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], home: Path) -> None:
     if not stands_ahead(home):
         return
     file, lines = read_ahead(home)
     row = db.execute("SELECT entered FROM ahead WHERE file = ?", (file,)).fetchone()
     entered = int(row[0]) if row else 0
-    for line in lines[entered:].splitlines():
-        _append(db, signer, *read_line(line))
+    for kind, at, fields in read_lines(_ahead_key(signer), file, lines, entered):
+        _append(db, signer, kind, at, fields)
     if len(lines) > entered:
         db.execute("DELETE FROM ahead")
         db.execute("INSERT INTO ahead VALUES (?, ?)", (file, len(lines)))

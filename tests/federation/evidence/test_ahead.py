@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
-from sovfed.federation.errors import EvidenceError, ServiceError
+from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence import ahead
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.entries import read_entry
@@ -16,6 +18,7 @@ from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import LogReader, enter_ahead, record
 
 BEFORE = 7  # entries that the fixture writes
+Change: TypeAlias = Callable[[list[bytes]], list[bytes]]
 
 
 def rounds(home: Path) -> list[int]:
@@ -114,14 +117,28 @@ def test_a_long_file_is_begun_anew_and_nothing_is_entered_twice(
     check_log(hospital)
 
 
-def test_a_line_that_was_damaged_is_not_passed_over(hospital: Path) -> None:
-    in_a_process(hospital, "noting.note('round', run='1', round=1)")
+def edited(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[1].replace(b'"round":1', b'"round":7'), *lines[2:]]
+
+
+def exchanged(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], lines[2], lines[1], *lines[3:]]
+
+
+@pytest.mark.parametrize(
+    "change", [edited, exchanged, lambda lines: [*lines, lines[2]], lambda lines: [lines[0], *lines[2:]],
+               lambda lines: [b"0" * 32 + b"\n", *lines[1:]], lambda lines: [*lines, b"\n"]],
+)  # fmt: skip
+def test_who_lacks_the_logs_key_adds_changes_and_moves_no_line(hospital: Path, change: Change) -> None:
+    """What stands there is signed when it is entered: it must have been written by whoever writes the log."""
+    in_a_process(hospital, "for number in (1, 2, 3):\n    noting.note('round', run='1', round=number)")
     path = hospital / ahead.FILE
-    path.write_bytes(path.read_bytes().replace(b'"at"', b"'at'"))
-    with pytest.raises(EvidenceError, match="damaged"):
-        record(hospital, "round", run="1", round=2)
-    with pytest.raises((EvidenceError, ServiceError)):
-        Noting(hospital).note("round", run="1", round=2)
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(EvidenceError, match="log's key"):
+        record(hospital, "round", run="1", round=4)
+    with pytest.raises(EvidenceError, match="log's key"):
+        Noting(hospital).note("round", run="1", round=4)
+    assert rounds(hospital) == []
 
 
 def test_nothing_of_what_was_entered_is_left_once_its_writer_ends_or_contents_are_deleted(hospital: Path) -> None:
