@@ -71,6 +71,12 @@ def vectors(message: Message) -> dict[str, npt.NDArray[Any]]:
     return {name: values[name] for name in _DTYPES[type(message)]}
 
 
+@cache
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """`str(dtype)`, which numpy spells anew each time."""
+    return str(dtype)
+
+
 def check(message: Message) -> None:
     """Raise ProtocolError where `decode` would, without building the message again."""
     cls: type[Any] = type(message)

@@ -68,7 +68,7 @@ class Exchange:
                 return
 
     def _request(self) -> pb.HeadsRequest:
-        own, before = LogReader(self._home), self._agency()
+        own, before = LogReader(self._home, writable=False), self._agency()
         self._seen = before.size if before else 0
         self._shown = own.head()
         size = read_checkpoint(self._shown).size
@@ -98,7 +98,7 @@ class Exchange:
         fresh = [other for other in reply.others if other.note not in known]
         keep_others(self._home, [pair for other in fresh if (pair := self._judged(other, voucher, head, roots))])
         if reply.cosigned.startswith(self._shown):
-            keep_cosignature(self._home, voucher, LogReader(self._home).voucher, reply.cosigned)
+            keep_cosignature(self._home, voucher, LogReader(self._home, writable=False).voucher, reply.cosigned)
             self._old = read_checkpoint(self._shown).size
         elif not reply.problem:
             self._old = reply.old

@@ -126,7 +126,7 @@ class OrderBook:
 
     def answer_stamp(self, digest: str) -> tuple[int, int, int] | None:
         """Changes when the officer's answer does."""
-        return stamp(self._home / ANSWERS / f"{digest}.json")
+        return stamp(f"{self._home}/{ANSWERS}/{digest}.json")
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:

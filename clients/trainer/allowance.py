@@ -75,6 +75,7 @@ class Allowance:
     def __init__(self, home: Path, policy: Policy, clock: Callable[[], float] = time.time) -> None:
         """Raises PolicyError if the file is damaged."""
         self._home, self._policy, self._clock = home, policy, clock
+        self._path = str(home / FILE)
         self._state = read_state(home)
         self._stamp = self._modified()
         self._ahead = 0  # sums that are in the file, and were not answered yet
@@ -154,7 +155,7 @@ class Allowance:
         self._stamp = self._modified()
 
     def _modified(self) -> tuple[int, int, int] | None:
-        return stamp(self._home / FILE)
+        return stamp(self._path)
 
 
 def read_state(home: Path) -> State:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from sovfed.federation.codec import decode, encode
+from sovfed.federation.codec import decode, dtype_name, encode
 from sovfed.federation.codec import vectors as vectors_of
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import Message
@@ -78,7 +78,7 @@ def _parts(kind: str, scalars: dict[str, Any], vectors: dict[str, npt.NDArray[An
         kind=kind,
         scalars=json.dumps(scalars),
         vectors=[
-            Vector(name=name, dtype=str(vector.dtype), length=vector.size, offset=offsets.get(name))
+            Vector(name=name, dtype=dtype_name(vector.dtype), length=vector.size, offset=offsets.get(name))
             for name, vector in vectors.items()
         ],
     ).SerializeToString()

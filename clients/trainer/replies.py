@@ -78,7 +78,8 @@ class _Kept:
 
 
 def _scalars(message: Message) -> dict[str, Any]:
-    return {name: value for name, value in vars(message).items() if name not in vectors(message)}
+    beside = vectors(message)
+    return {name: value for name, value in vars(message).items() if name not in beside}
 
 
 def _digests(request: Request) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from sovfed.federation.config import LEAST_LOG_DAYS
 from sovfed.federation.errors import EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import NAME, RETENTION, read_entry
 from sovfed.federation.evidence.notes import check_cosignature, read_checkpoint
+from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import LogReader, delete_contents, has_log, shrink
 from sovfed.federation.evidence.witness import holding_cosignatures, problems
 from sovfed.federation.identity import load_roots
@@ -227,6 +228,7 @@ def prune(home: Path, made: Plan) -> int:
     if made.ranges:
         fields = {"rule": made.rule.name, "days": made.rule.days, "before": made.before, "count": made.count}
         seq = delete_contents(home, made.ranges, **fields)
+        Noting.leave_nothing(home)
     shrink(home)
     return seq
 

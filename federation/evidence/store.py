@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.database import compact, reading, writing
-from sovfed.federation.errors import EvidenceError, ServiceError
+from sovfed.federation.errors import EvidenceError, ServiceError, SovfedError
 from sovfed.federation.evidence import merkle
+from sovfed.federation.evidence.ahead import read_ahead, read_lines, stands_ahead
 from sovfed.federation.evidence.entries import BEFORE, NAME, RETENTION, canonical, entry, read_entry
 from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
@@ -38,6 +40,7 @@ CREATE TABLE IF NOT EXISTS nodes (level INTEGER, position INTEGER, hash BLOB NOT
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS heads (size INTEGER PRIMARY KEY, note BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS named (name TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS ahead (file TEXT PRIMARY KEY, entered INTEGER NOT NULL);
 """
 
 
@@ -51,7 +54,40 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
     if signer is None:
         return -1
     with writing(home / FILE, _SCHEMA) as db:
-        return _append(db, signer, kind, fields)
+        _enter_ahead(db, signer, home)
+        return _append(db, signer, kind, int(time.time()), fields)
+
+
+def enter_ahead(home: Path) -> bool:
+    """Have all that stands ahead of the log (`ahead.py`) in it; False before the home has a certificate."""
+    signer = _held_signer(home)
+    if signer is not None and stands_ahead(home):
+        with writing(home / FILE, _SCHEMA) as db:
+            _enter_ahead(db, signer, home)
+    return signer is not None
+
+
+def ahead_key(home: Path) -> bytes:
+    """The key by which lines ahead of the log are authenticated, derived from the log's; b"" before there is one."""
+    signer = _held_signer(home)
+    return b"" if signer is None else _ahead_key(signer)
+
+
+def _ahead_key(signer: tuple[str, Ed25519PrivateKey]) -> bytes:
+    return hashlib.sha256(b"sovfed ahead of the log\0" + signer[1].private_bytes_raw()).digest()
+
+
+def _enter_ahead(db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], home: Path) -> None:
+    if not stands_ahead(home):
+        return
+    file, lines = read_ahead(home)
+    row = db.execute("SELECT entered FROM ahead WHERE file = ?", (file,)).fetchone()
+    entered = int(row[0]) if row else 0
+    for kind, at, fields in read_lines(_ahead_key(signer), file, lines, entered):
+        _append(db, signer, kind, at, fields)
+    if len(lines) > entered:
+        db.execute("DELETE FROM ahead")
+        db.execute("INSERT INTO ahead VALUES (?, ?)", (file, len(lines)))
 
 
 def delete_contents(home: Path, ranges: Sequence[tuple[int, int]], **fields: Any) -> int:
@@ -70,7 +106,8 @@ def delete_contents(home: Path, ranges: Sequence[tuple[int, int]], **fields: Any
             db.execute("DELETE FROM entries WHERE seq BETWEEN ? AND ?", (first, last))
             for (name,) in db.execute("SELECT name FROM named WHERE seq BETWEEN ? AND ?", (first, last)).fetchall():
                 db.execute("UPDATE named SET name = ? WHERE name = ?", (_concealed(name), name))
-        seq = _append(db, signer, RETENTION, {**fields, "ranges": [list(pair) for pair in ranges]})
+        told = {**fields, "ranges": [list(pair) for pair in ranges]}
+        seq = _append(db, signer, RETENTION, int(time.time()), told)
         db.execute("PRAGMA user_version = 1")  # until `shrink`
     return seq
 
@@ -86,11 +123,12 @@ def shrink(home: Path) -> bool:
     return True
 
 
-def _append(db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], kind: str, fields: dict[str, Any]) -> int:
+def _append(
+    db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], kind: str, at: int, fields: dict[str, Any]
+) -> int:
     """Add an entry, its hashes and the new head, within a transaction; the entry's number."""
     origin, key = signer
     (size,) = db.execute("SELECT coalesce(max(seq) + 1, 0) FROM entries").fetchone()
-    at = int(time.time())
     data, nodes = entry(kind, at, _linked(db, fields, size)), _nodes(db)
     db.execute("INSERT INTO entries VALUES (?, ?)", (size, data))
     db.executemany("INSERT INTO nodes VALUES (?, ?, ?)", merkle.completed(size, merkle.leaf_hash(data), nodes))
@@ -171,8 +209,12 @@ def record_change(home: Path, kind: str, /, **fields: Any) -> bool:
 class LogReader:
     """What the log of `home` says, for proofs. A home without a log has none to read: `ServiceError`."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, writable: bool = True) -> None:
+        """Not `writable` is for who may only read: what stands ahead of the log is in it a moment later."""
         self._path = home / FILE
+        if writable and stands_ahead(home):
+            with suppress(SovfedError, OSError):  # as one who may not write it either
+                enter_ahead(home)
         self.voucher = read_voucher(read_private(home / VOUCHER))
 
     def head(self, size: int | None = None) -> bytes:

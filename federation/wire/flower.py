@@ -11,7 +11,7 @@ import math
 import time
 from abc import abstractmethod
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +21,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.app import Message as FlowerMessage
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
+from flwr.common.serde import recorddict_from_proto
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp.grid import Grid
 from flwr.supercore.date import now
 from flwr.supercore.run import Run
@@ -37,7 +39,10 @@ TTL_S: Final = 12 * 3600.0
 SHORT_BYTES: Final = 4096  # a vector of bytes up to this stands in the header
 MAX_LATE: Final = 4096  # replies that nobody waits for any more, but which are fetched when they come
 LeftS: TypeAlias = Callable[[], float]
-_DTYPES: Final = ("float32", "float64", "uint8", "uint64")
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "uint64")
+}
+_SCALARS: Final = ("double", "sint64", "uint64", "bool", "string", "bytes")  # as Flower names them in its messages
 
 
 def to_records(message: Message) -> RecordDict:
@@ -71,14 +76,96 @@ class _Carried(UserDict[str, Any]):
 
     @cached_property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
-        kind, scalars, parts = encode(self._message)
-        short = {name: vector.tobytes() for name, vector in parts.items() if _is_short(vector)}
+        values, parts = _split(self._message)
         arrays = ArrayRecord()
         for name, vector in parts.items():
-            if name not in short:
-                arrays[name] = _array(vector)
-        header = ConfigRecord({"kind": kind, **scalars, **short})
+            arrays[name] = _array(vector)
+        header = ConfigRecord(values)
         return {"header": header, "vectors": arrays} if arrays else {"header": header}
+
+
+class _Arrived(UserDict[str, Any]):
+    """Records that came over a wire, made at the first look: `from_records` takes what came as it is.
+
+    `views` are the bytes of all arrays in `proto`, in their order; in `proto` itself those of long ones are left out.
+    """
+
+    def __init__(self, proto: ProtoRecordDict, views: Sequence[bytes | memoryview]) -> None:
+        self._proto, self._views = proto, views  # UserDict's own would set `data`
+
+    @property
+    def proto(self) -> ProtoRecordDict | None:
+        """What came, if nobody has looked at, or changed, the records."""
+        return None if "data" in self.__dict__ else self._proto
+
+    @cached_property
+    def data(self) -> dict[str, Any]:  # type: ignore[override]
+        try:
+            records = recorddict_from_proto(self._proto)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ProtocolError("records that Flower does not know") from error
+        empty_arrays = arrays_of(records)
+        if len(empty_arrays) != len(self._views):
+            raise ProtocolError(f"{len(empty_arrays)} arrays with {len(self._views)} times data")
+        for array, view in zip(empty_arrays, self._views, strict=True):
+            array.data = view  # type: ignore[assignment]
+        return dict(records)
+
+    def split(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """The header and the vectors, as `_split` made them. Raises ProtocolError on anything else."""
+        values, vectors_, views = dict[str, Any](), dict[str, npt.NDArray[Any]](), iter(self._views)
+        for item in self._proto.items:
+            if item.key == "header" and item.HasField("config_record") and not values:
+                for field in item.config_record.items:
+                    kind = field.value.WhichOneof("value")
+                    values[field.key] = getattr(field.value, kind) if kind in _SCALARS else None
+            elif item.key == "vectors" and item.HasField("array_record") and not vectors_:
+                for entry in item.array_record.items:
+                    array = entry.value
+                    if entry.key in vectors_:
+                        raise ProtocolError(f"vector {entry.key[:40]!r} is there twice")
+                    vectors_[entry.key] = _vector(entry.key, array.stype, array.dtype, array.shape, next(views))
+            else:
+                raise ProtocolError(f"a record {item.key[:40]!r}, expected one 'header' and at most one 'vectors'")
+        return values, vectors_
+
+
+def arrived(proto: ProtoRecordDict, views: Sequence[bytes | memoryview]) -> RecordDict:
+    """The records in `proto`, the bytes of whose arrays are `views`. Raises ProtocolError if they are not as many."""
+    count = sum(len(item.array_record.items) for item in proto.items if item.HasField("array_record"))
+    if count != len(views):
+        raise ProtocolError(f"{count} arrays with {len(views)} times data")
+    records = RecordDict()
+    records.__dict__["_data"] = _Arrived(proto, views)
+    return records
+
+
+def header_of(records: RecordDict) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]] | None:
+    """Header and vectors of a message that goes out and whose records nobody has looked at yet, else None."""
+    carried = _carried(records)
+    return None if carried is None else _split(carried)
+
+
+def refusal_in(records: RecordDict) -> str:
+    """The reason of the refusal that `records` are; "" if they are none."""
+    data = records.__dict__["_data"]
+    try:
+        if isinstance(data, _Arrived) and data.proto is not None:
+            header: Any = data.split()[0] if len(data.proto.items) == 1 else {}  # a refusal has no vectors
+        else:
+            header = records.get("header") or {}
+        reason = header.get("reason") if header.get("kind") == "refusal" else ""
+    except (ProtocolError, AttributeError):
+        return ""
+    return reason if isinstance(reason, str) else ""
+
+
+def _split(message: Message) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """What stands in the header, short vectors as bytes, and the other vectors."""
+    kind, scalars, parts = encode(message)
+    values: dict[str, Any] = {"kind": kind, **scalars}
+    values |= {name: vector.tobytes() for name, vector in parts.items() if _is_short(vector)}
+    return values, {name: vector for name, vector in parts.items() if name not in values}
 
 
 def arrays_of(records: RecordDict) -> list[Array]:
@@ -114,9 +201,14 @@ def _is_short(vector: npt.NDArray[Any]) -> bool:
 
 def _array(vector: npt.NDArray[Any]) -> Array:
     array = Array(dtype=str(vector.dtype), shape=vector.shape, stype=RAW, data=b"")
-    little = np.ascontiguousarray(vector, vector.dtype.newbyteorder("<"))
-    array.data = little.data.cast("B").toreadonly() if little.size else b""  # type: ignore[assignment]
+    array.data = raw(vector)  # type: ignore[assignment]
     return array
+
+
+def raw(vector: npt.NDArray[Any]) -> bytes | memoryview:
+    """The bytes of `vector`, little-endian, uncopied where they are so already."""
+    little = np.ascontiguousarray(vector, vector.dtype.newbyteorder("<"))
+    return little.data.cast("B").toreadonly() if little.size else b""
 
 
 def from_records(records: RecordDict, *, judged: bool = True) -> Message:
@@ -127,31 +219,38 @@ def from_records(records: RecordDict, *, judged: bool = True) -> Message:
     data = records.__dict__["_data"]
     if isinstance(data, _Carried) and data.message is not None:
         return data.check()
+    if isinstance(data, _Arrived) and data.proto is not None:
+        return _message(*data.split(), judged=judged)
     if "header" not in records or not set(records) <= {"header", "vectors"}:
         raise ProtocolError(f"records {sorted(records)[:8]}, expected ['header', 'vectors']")
     header, arrays = records["header"], records.get("vectors", ArrayRecord())
     if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError("records of the wrong type")
-    scalars = dict(header)
-    kind = scalars.pop("kind", None)
+    parts = {name: _vector(name, a.stype, a.dtype, a.shape, a.data) for name, a in arrays.items()}
+    return _message(dict(header), parts, judged=judged)
+
+
+def _message(values: dict[str, Any], parts: dict[str, npt.NDArray[Any]], *, judged: bool) -> Message:
+    """The message of which `_split` made these. Raises ProtocolError."""
+    kind = values.pop("kind", None)
     if not isinstance(kind, str):
         raise ProtocolError("the header names no kind")
-    short = {name: np.frombuffer(value, np.uint8) for name, value in scalars.items() if isinstance(value, bytes)}
-    if twice := sorted(short.keys() & arrays.keys()):
+    short = {name: np.frombuffer(value, np.uint8) for name, value in values.items() if isinstance(value, bytes)}
+    if twice := sorted(short.keys() & parts.keys()):
         raise ProtocolError(f"vectors that are there twice: {twice[:8]}")
-    parts = {**short, **{name: _vector(name, array) for name, array in arrays.items()}}
-    return decode(kind, {name: value for name, value in scalars.items() if name not in short}, parts, judged=judged)
+    scalars = {name: value for name, value in values.items() if name not in short}
+    return decode(kind, scalars, {**short, **parts}, judged=judged)
 
 
-def _vector(name: str, array: Array) -> npt.NDArray[Any]:
-    if array.stype != RAW or array.dtype not in _DTYPES:
-        raise ProtocolError(f"vector {name[:40]!r}: serialised as {array.stype[:40]!r} of {array.dtype[:40]!r}")
-    dtype = np.dtype(array.dtype).newbyteorder("<")
-    if len(array.shape) != 1 or not 0 <= array.shape[0] <= MAX_PARAMETERS:
-        raise ProtocolError(f"vector {name[:40]!r}: shape {list(array.shape)[:8]}")
-    if len(array.data) != array.shape[0] * dtype.itemsize:
-        raise ProtocolError(f"vector {name[:40]!r}: {len(array.data)} bytes for shape {list(array.shape)} of {dtype}")
-    return np.frombuffer(array.data, dtype=dtype)
+def _vector(name: str, stype: str, dtype_name: str, shape: Sequence[int], data: bytes | memoryview) -> npt.NDArray[Any]:
+    dtype = _DTYPES.get(dtype_name)
+    if stype != RAW or dtype is None:
+        raise ProtocolError(f"vector {name[:40]!r}: serialised as {stype[:40]!r} of {dtype_name[:40]!r}")
+    if len(shape) != 1 or not 0 <= shape[0] <= MAX_PARAMETERS:
+        raise ProtocolError(f"vector {name[:40]!r}: shape {list(shape)[:8]}")
+    if len(data) != shape[0] * dtype.itemsize:
+        raise ProtocolError(f"vector {name[:40]!r}: {len(data)} bytes for shape {list(shape)} of {dtype}")
+    return np.frombuffer(data, dtype=dtype)
 
 
 def new_message(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
@@ -27,9 +29,13 @@ from sovfed.federation.wire.lane import (
 )
 
 ACK_DELAY_S: Final = 0.02  # an acknowledgement waits this long for a DATA frame to travel with
+CLOCK_S: Final = 0.001  # by so much a timer may be early
 STALL_S: Final = 120.0  # in which a chunk more of a message must come, or the message is forgotten
 BACK_OFF_S: Final = (0.05, 5.0)  # first and longest pause between attempts to reconnect
 MAX_OUTSTANDING: Final = 16  # messages one end holds for its peer
+HAND_OVER_S: Final = (
+    0.001  # after which a thread that computes lets the loop's have the interpreter; else 5 ms each time
+)
 
 SERVICE: Final = "sovfed.Lane"
 CONTROL, ATTACH, JOIN = "Control", "Attach", "Join"  # coordinator's run and streams; an institution's stream
@@ -106,6 +112,7 @@ class LaneEnd:
         self._sender = Sender(MAX_OUTSTANDING, MAX_OUTSTANDING * max_message_bytes)
         self._receiver = Receiver(max_message_bytes)
         self._lock = threading.Lock()
+        self._thread = 0  # the loop's, once it carries messages
         self._wake = asyncio.Event()
         self._acked = asyncio.Event()
         self._ack_sent = 0
@@ -130,6 +137,9 @@ class LaneEnd:
         self._wake_up()
 
     def _wake_up(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._wake.set()
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is the lane, and nothing is to be sent
             self._loop.call_soon_threadsafe(self._wake.set)
 
@@ -217,21 +227,22 @@ class LaneEnd:
         return await self._make_plot(frame.size, frame.payload)
 
     async def _write(self, stream: Stream) -> None:
+        self._thread = threading.get_ident()
+        due = math.inf  # when an acknowledgement goes alone
         while True:
             self._wake.clear()
             with self._lock:
                 ack = self._receiver.consumed
                 frame = self._sender.next_frame(ack)
-            if frame is None and ack == self._ack_sent:
+            if frame is None and ack != self._ack_sent:
+                if due == math.inf:
+                    due = self._loop.time() + ACK_DELAY_S
+                    self._loop.call_at(due, self._wake.set)
+                frame = ack_frame(ack) if self._loop.time() >= due - CLOCK_S else None
+            if frame is None:
                 await self._wake.wait()
                 continue
-            if frame is None:
-                try:
-                    await asyncio.wait_for(self._wake.wait(), ACK_DELAY_S)
-                    continue
-                except TimeoutError:
-                    frame = ack_frame(ack)
-            self._ack_sent = ack
+            self._ack_sent, due = ack, math.inf
             await stream.write(frame)
 
 
@@ -244,6 +255,7 @@ class LoopThread:
     """An event loop on a thread of its own."""
 
     def __init__(self, name: str) -> None:
+        sys.setswitchinterval(HAND_OVER_S)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class StreamGrid(StreamingGrid):
 
     def _push(self, message: FlowerMessage, content: Parts | None) -> str:
         metadata = message.metadata
-        message_id = metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as Flower's own Grid sets it
+        message_id = metadata.__dict__["_message_id"] = secrets.token_hex(16)  # as Flower's own Grid sets it
         link = self._open_links.get(metadata.dst_node_id)
         if link is None:
             reply = error_reply(ErrorCode.NODE_UNAVAILABLE, UNAVAILABLE, message)

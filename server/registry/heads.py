@@ -29,7 +29,7 @@ class Heads:
         if voucher.check(load_roots(self._home / "identity" / "root.pem")) != INSTITUTION + institution:
             raise EvidenceError(f"{institution}: showed the log of {voucher.origin}")
         with self._lock:
-            own = LogReader(self._home) if has_log(self._home) else None
+            own = LogReader(self._home, writable=False) if has_log(self._home) else None
             if own is not None and request.cosigned:
                 self._keep(own, request)
             reply = pb.HeadsReply() if own is None else self._own(own, request.seen, voucher.origin)

@@ -65,7 +65,7 @@ from sovfed.server.runs.logged import RunLog
 from sovfed.server.runs.serverapp_runner import DROPPED, Stopped, run
 from sovfed.server.runs.sheet import sign_table
 from sovfed.server.runs.spare import wait_for_task, write_output_to
-from sovfed.server.runs.tracking import Tracker
+from sovfed.server.runs.tracking import DATABASE, Tracker, make_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--spare", action="store_true", help="import all first, and then wait for the task")
     args = parser.parse_args()
     os.umask(0o077)
-    line = wait_for_task() if args.spare else sys.stdin.readline()
+    line = wait_for_task(partial(make_database, args.home / DATABASE)) if args.spare else sys.stdin.readline()
     if not line:
         return 0
     task = json.loads(line)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import WIRE_SENTENCES, ServiceError
 from sovfed.federation.files import write_private
-from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever
+from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, refusal_in
 from sovfed.server.runs.folders import ACTIVE, INTERRUPTED, STARTING, read_runs, run_folder
 from sovfed.server.runs.recovery import last_try
 
@@ -176,8 +176,7 @@ def _refusal(reply: FlowerMessage) -> str:
     """The code of a reply that declines, or that Flower made because nobody answers; else ""."""
     if reply.has_error():
         return f"flower-{reply.error.code}"
-    header = reply.content.get("header")
-    return str(header["reason"]) if header is not None and header.get("kind") == "refusal" else ""
+    return refusal_in(reply.content)
 
 
 def read_awaiting(folder: Path) -> Awaiting | None:

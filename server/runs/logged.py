@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.evidence.entries import listed
+from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import record
 from sovfed.federation.orders.answers import decision_in
 
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
 
     from sovfed.federation.config import Config
 
+ENTERED_S: Final = 0.5  # rounds of so long are entered in the log's database together
+
 
 class RunLog:
     """What is told of the run `name`, Flower's `run`. Raises ServiceError where the log cannot be written."""
 
     def __init__(self, home: Path, name: str, run: str) -> None:
         self._home, self._fields = home, {"name": name, "run": run}
-        self._pool, self._last = ThreadPoolExecutor(1), Future[int]()
-        self._last.set_result(0)
+        self._pool, self._last = ThreadPoolExecutor(1), Future[None]()
+        self._last.set_result(None)
+        self._noting, self._entered = Noting(home), time.monotonic()
         self._said: dict[str, Any] = {}
 
     def begin(self, config: Config, *, resume: bool) -> None:
@@ -48,7 +53,13 @@ class RunLog:
             "refused": {code: listed(names) for code, names in refused.items()},
         }  # fmt: skip
         self._last.result()
-        self._last = self._pool.submit(self._note, "round", **fields)
+        self._last = self._pool.submit(self._note_round, fields)
+
+    def _note_round(self, fields: dict[str, Any]) -> None:
+        self._noting.note("round", **self._fields, **fields)
+        if time.monotonic() - self._entered > ENTERED_S:
+            self._noting.look()
+            self._entered = time.monotonic()
 
     def answers(self, order: str, answers: Mapping[str, bytes]) -> None:
         """What the institutions said to the `order` of that digest: each one's word, and the digest of what it sent."""
@@ -77,6 +88,7 @@ class RunLog:
             self._last.result()
         finally:
             self._pool.shutdown()
+            self._noting.close()
         self._note("run", status=status)
 
     def _note(self, kind: str, /, **fields: Any) -> int:

@@ -61,8 +61,10 @@ class Spare:
                 process.kill()
 
 
-def wait_for_task() -> str:
-    """Import what a coordinator needs, as long as its task is not here; the line that it is, or "" if none comes."""
+def wait_for_task(prepare: Callable[[], object] = lambda: None) -> str:
+    """Import what a coordinator needs and `prepare`, as long as its task is not here; the line that it is, or "" if
+    none comes.
+    """
     from importlib import import_module, invalidate_caches
 
     _prctl(END_WITH_PARENT, signal.SIGKILL)
@@ -72,6 +74,9 @@ def wait_for_task() -> str:
             break
         with contextlib.suppress(ImportError):  # the run that needs it says so
             import_module(module)
+    else:
+        with contextlib.suppress(Exception):  # the run that needs it says so
+            prepare()
     line = sys.stdin.readline()
     if line:  # a coordinator outlives its executor
         _prctl(END_WITH_PARENT, 0)

@@ -35,6 +35,7 @@ PARENT: Final = "mlflow.parentRunId"
 CLOSE_TIMEOUT_S: Final = 120.0  # for artefacts; a server that is known to be away is not waited for
 TOGETHER_S: Final = 1.0  # rounds of so long are logged in one call
 MOST_POINTS: Final = 1_000  # that MLflow takes in one
+DATABASE: Final = "mlflow.db"  # in the agency's home, where no tracking server is configured
 RETRY_S: Final = 30.0  # between two tries to reach a server that is away
 CANDIDATE: Final = "candidate"  # MLflow's alias of the newest model of a task that a run ended with
 APPROVED: Final = "approved"  # and of the newest that was released
@@ -43,7 +44,7 @@ EVERY_ROUND: Final = "seconds"  # a figure that each round has
 
 def tracking_uri(config: Config, home: Path) -> str:
     """The configured tracking URI, or the agency's own SQLite file."""
-    return config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}"
+    return config.tracking.uri or f"sqlite:///{home / DATABASE}"
 
 
 class Tracker:
@@ -126,7 +127,7 @@ class Tracker:
 
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of tables at its first start
         if self._config.tracking.uri is None:
-            make_database(self._home / "mlflow.db")
+            make_database(self._home / DATABASE)
         client = MlflowClient(tracking_uri(self._config, self._home))
         marker = self._folder / TRACKED
         if marker.exists():  # a resumed run goes on in the same MLflow run
@@ -140,9 +141,10 @@ class Tracker:
         self._set_tags()
 
     def _send_rounds(self) -> None:
-        for line in read_rounds(self._folder):
-            if line["round"] <= self._last:
-                self._log_metrics([(line["round"], figures(line))])
+        lines = (line for line in read_rounds(self._folder) if line["round"] <= self._last)
+        rounds = deque((line["round"], figures(line)) for line in lines if line["round"] not in self._steps)
+        while rounds:
+            self._log_first(rounds)
 
     def _create(self, client: MlflowClient, marker: Path) -> None:
         from mlflow.entities import Param
@@ -159,16 +161,20 @@ class Tracker:
         if self._waiting:
             self._hurry.wait(max(0.0, self._logged_at + TOGETHER_S - time.monotonic()))
         while self._waiting:
-            rounds, points = list[tuple[int, dict[str, float]]](), 0
-            for step, metrics in list(self._waiting):
-                if rounds and points + len(metrics) > MOST_POINTS:
-                    break
-                rounds.append((step, metrics))
-                points += len(metrics)
-            self._log_metrics(rounds)
-            for _ in rounds:
-                self._waiting.popleft()
+            self._log_first(self._waiting)
         self._logged_at = time.monotonic()
+
+    def _log_first(self, waiting: deque[tuple[int, dict[str, float]]]) -> None:
+        """Log as many of those that wait as a call takes; they wait no more."""
+        rounds, points = list[tuple[int, dict[str, float]]](), 0
+        for step, metrics in list(waiting):
+            if rounds and points + len(metrics) > MOST_POINTS:
+                break
+            rounds.append((step, metrics))
+            points += len(metrics)
+        self._log_metrics(rounds)
+        for _ in rounds:
+            waiting.popleft()
 
     def _log_metrics(self, rounds: Sequence[tuple[int, dict[str, float]]]) -> None:
         from mlflow.entities import Metric
@@ -292,6 +298,9 @@ def make_database(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
+    for left in path.parent.glob(f"{path.name}.*.new"):  # by a process that was killed in the middle
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            left.unlink(missing_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     MlflowClient(f"sqlite:///{draft}")
     try:

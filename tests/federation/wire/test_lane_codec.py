@@ -8,12 +8,27 @@ import weakref
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_to_proto, recorddict_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import Array as ProtoArray
+from flwr.proto.recorddict_pb2 import ArrayRecord as ArrayRecordProto
+from flwr.proto.recorddict_pb2 import ConfigRecord as Config
+from flwr.proto.recorddict_pb2 import ConfigRecordValue as Value
+from flwr.proto.recorddict_pb2 import RecordDict as Records
+from flwr.proto.recorddict_pb2 import StringList
 
 from sovfed.federation.errors import ProtocolError
+from sovfed.federation.messages import Message, Refusal, TrainReply, TrainRequest
 from sovfed.federation.stored import Plot, in_memory, origin
-from sovfed.federation.wire.flower import RAW, arrays_of, new_message, size_bytes
+from sovfed.federation.wire.flower import (
+    RAW,
+    arrays_of,
+    from_records,
+    new_message,
+    refusal_in,
+    size_bytes,
+    to_records,
+)
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import content_parts, error_reply, pack, shift_of, unpack
 
@@ -83,6 +98,74 @@ def test_an_error_crosses_as_code_and_sentence() -> None:
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         unpack(bytearray(data))
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+@pytest.mark.parametrize("looked", [False, True])
+def test_one_of_our_messages_is_what_flower_would_have_sent_and_comes_as_it_went(size: int, looked: bool) -> None:
+    """Neither end makes Flower's records of it; who looks at them has them all the same."""
+    sent = TrainRequest("r", 1, "heart", 2**63 - 1, 2, 16, 0.1, 0.0, np.arange(size, dtype=np.float32), np.ones(4))
+    message = new_message(to_records(sent), run_id=1, node_id=5, kind="train", group="1")
+    data = joined(pack(message))
+    records = to_records(sent)
+    for array in arrays_of(records):
+        array.data = bytes(array.data)  # as Flower's own code needs it
+    assert ProtoMessage.FromString(data).content == recorddict_to_proto(records)
+    content = unpack(bytearray(data)).content
+    if looked:
+        assert content["header"]["kind"] == "train" and list(content["vectors"])[:2] == ["model", "scale"]
+    back = from_records(content)
+    assert isinstance(back, TrainRequest)
+    assert all(np.array_equal(getattr(back, name), value) for name, value in vars(sent).items())
+
+
+@pytest.mark.parametrize("said", ["failed", ""])
+def test_a_refusal_is_known_without_its_records(said: str) -> None:
+    reply = Refusal(reason=said) if said else TrainReply(1, 303, 0.5, 0.7, np.ones(5, np.float32), np.ones(2))
+    message = new_message(to_records(reply), run_id=1, node_id=5, kind="train", group="1")
+    back = unpack(bytearray(joined(pack(message))))
+    assert [refusal_in(message.content), refusal_in(back.content)] == [said, said]
+    assert back.content["header"]["kind"] and refusal_in(back.content) == said
+
+
+def header(**values: Value) -> Records.Item:
+    items = [Config.Item(key=name, value=value) for name, value in values.items()]
+    return Records.Item(key="header", config_record=Config(items=items))
+
+
+def arrays(*names: str, key: str = "vectors", shape: tuple[int, ...] = (1,)) -> Records.Item:
+    values = [ProtoArray(dtype="float32", shape=shape, stype=RAW, data=bytes(4)) for _ in names]
+    items = [ArrayRecordProto.Item(key=name, value=value) for name, value in zip(names, values, strict=True)]
+    return Records.Item(key=key, array_record=ArrayRecordProto(items=items))
+
+
+KIND = header(kind=Value(string="refusal"), version=Value(sint64=1), reason=Value(string="failed"))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [], [Records.Item(key="header")], [header()], [arrays(key="header")], [KIND, header()],
+        [KIND, Records.Item(key="more", config_record=Config())], [KIND, arrays("model", "model")],
+        [KIND, arrays("model"), arrays("model")], [KIND, arrays("model", shape=(1, 1))], [KIND, arrays("reason")],
+        [header(kind=Value(sint64=1))], [header(kind=Value())], [KIND, arrays("model", shape=(-1,))],
+        [header(kind=Value(string="refusal"), version=Value(sint64=1), reason=Value(string_list=StringList()))],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("looked", [False, True])
+def test_records_that_are_no_message_of_ours_are_refused(items: list[Records.Item], looked: bool) -> None:
+    question = new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1")
+    proto = ProtoMessage(metadata=message_to_proto(question).metadata, content=Records(items=items))
+    with pytest.raises(ProtocolError):
+        _read(proto.SerializeToString(), looked)
+
+
+def _read(data: bytes, looked: bool) -> Message:
+    content = unpack(bytearray(data)).content
+    assert refusal_in(content) in ("", "failed")  # and raises nothing
+    if looked:
+        list(content)
+    return from_records(content)
 
 
 @pytest.mark.parametrize("chunk", [900, 1_000, 1_100])
