@@ -18,7 +18,7 @@ from sovfed.clients.data.tables.grown import Grown
 from sovfed.clients.data.tables.header import Places, locate
 from sovfed.clients.data.tables.mapping import renamed
 from sovfed.clients.data.tables.report import Report
-from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private
+from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private, whole
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import CODES, NUMBERS
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data.tables.mapping import OwnColumn
     from sovfed.clients.data.tables.report import Lines, Mask
+    from sovfed.clients.data.tables.source import Cells
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
@@ -112,19 +113,21 @@ def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line
 
 
 class _Numbers(NamedTuple):
-    """Plain numbers of a batch [n, columns], and which columns of `NUMBERS` they are."""
+    """Plain numbers of a batch, in blocks of rows [n, columns], and which columns of `NUMBERS` they are."""
 
-    values: npt.NDArray[np.float64]
+    blocks: list[npt.NDArray[np.float64]]
     columns: list[int]
 
     def store(self, stored: npt.NDArray[np.float32], kept: Mask | None) -> None:
         """Copy them all; those that are not sound are written over with what they were decoded to."""
-        values = self.values if kept is None else self.values[kept]
-        with np.errstate(over="ignore", invalid="ignore"):
-            if values.shape == stored.shape:
-                stored[:] = values
-            else:
-                stored[:, self.columns] = values
+        together = self.columns[-1] - self.columns[0] + 1 == len(self.columns)
+        columns = slice(self.columns[0], self.columns[-1] + 1) if together else self.columns
+        first = start = 0
+        for block in self.blocks:
+            values = block if kept is None else block[kept[first : first + len(block)]]
+            with np.errstate(over="ignore", invalid="ignore"):
+                stored[start : start + len(values), columns] = values
+            first, start = first + len(block), start + len(values)
 
 
 class _Reader:
@@ -182,7 +185,7 @@ class _Reader:
         cells = dict(zip(self._wanted, batch.cells, strict=True))
         chosen = np.ones(len(batch.lines), bool)
         if self._site is not None and self.places.site is not None:
-            names, _ = names_of(cells[self.places.site])
+            names, _ = names_of(whole(cells[self.places.site]))
             chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
         numbers, sound = self._sound(cells, len(batch.lines))
         decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
@@ -193,7 +196,7 @@ class _Reader:
         )
         persons = None
         if self.places.person is not None:
-            persons, nobody = names_of(cells[self.places.person])
+            persons, nobody = names_of(whole(cells[self.places.person]))
             empty &= nobody
         state.report.empty += int((chosen & empty).sum())
         chosen &= ~empty
@@ -206,22 +209,23 @@ class _Reader:
         kept = chosen if self.keep else chosen & ~bad
         self._store(decoded, numbers, kept, persons, batch.lines, state)
 
-    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[_Numbers, set[str]]:
+    def _sound(self, cells: Mapping[int, Cells], count: int) -> tuple[_Numbers, set[str]]:
         """The plain numbers of a batch, and the names of those columns that are all within their bounds."""
         plain = [] if self._odd or not count else [
             index for index, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
         ]  # fmt: skip
         if not plain:
-            return _Numbers(np.zeros((count, 0)), []), set()
-        batch = pa.RecordBatch.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
-        numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+            return _Numbers([], []), set()
+        table = pa.Table.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
+        blocks = [batch.to_tensor(null_to_nan=True, row_major=False).to_numpy() for batch in table.to_batches()]
         low, high = self._bounds[plain].T
-        sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
+        least, greatest = (np.array([bound(block, 0) for block in blocks]) for bound in (np.min, np.max))
+        sound = ((least >= low) & (greatest <= high)).all(0)  # not if one is NaN
         names = {self._plain[index][2] for index, fits in zip(plain, sound, strict=True) if fits}
-        return _Numbers(numbers, [self._plain[index][0] for index in plain]), names
+        return _Numbers(blocks, [self._plain[index][0] for index in plain]), names
 
-    def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
-        parts = [cells[position] for position in self.places.columns[column.name]]
+    def _decoded(self, column: Column, cells: Mapping[int, Cells]) -> Decoded:
+        parts = [whole(cells[position]) for position in self.places.columns[column.name]]
         if column.name not in self._files:
             return self._decoders[column.name].decode(parts)
         names = np.array([(name or "").strip() for name in as_text(parts[0]).to_pylist()], object)

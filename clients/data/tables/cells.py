@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
 KEPT_LETTERS: Final = 64  # of such a text
+FIRST: Final = 256  # cells of a column that its few words are first looked for in
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
 _PLAIN: Final = {  # by the decimal mark: numbers that the rules read as Arrow does
     mark: rf"^-?[0-9]{{1,15}}(?:[{mark}][0-9]{{1,15}})?$" for mark in (".", ",")
@@ -144,14 +145,19 @@ class Decoder:
     def _distinct(self, cells: pa.Array) -> Decoded:
         """Each distinct text read once."""
         cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
+        if self._short is None and not cells.null_count:
+            self._learn(cells[:FIRST].unique().to_pylist())
         if self._short is not None and (codes := self._short[0].codes(cells)) is not None:
             return self._short[1].at(codes)
         coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
         texts = coded.dictionary.to_pylist()
-        decoded = self._of_texts(texts)
+        self._learn(texts)
+        return self._of_texts(texts).at(coded.indices.to_numpy(zero_copy_only=False))
+
+    def _learn(self, texts: list[str]) -> None:
+        """Keep what a column's texts are decoded to, as long as they are short and few."""
         together = sorted({*texts, *(self._short[0].words if self._short else ())})
         self._short = (ShortWords(together), self._of_texts(together)) if short.fits(together) else None
-        return decoded.at(coded.indices.to_numpy(zero_copy_only=False))
 
     def _of_texts(self, texts: list[str]) -> Decoded:
         meanings = [self._known[text] for text in texts]
@@ -193,7 +199,7 @@ class Decoder:
             stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
         inside = (stored >= low) & (stored <= high)
         if inside.all() and not self._whole:
-            return Decoded(self._stored(values), ~inside, faults)
+            return Decoded(values.astype(self._dtype, copy=False), ~inside, faults)
         absent = np.isnan(values)
         for _, mask in faults:
             absent &= ~mask

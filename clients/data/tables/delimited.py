@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data.tables.dialect import Dialect
     from sovfed.clients.data.tables.report import Report
+    from sovfed.clients.data.tables.source import Cells
     from sovfed.federation.config import DataConfig
 
 PIECE: Final = 1 << 19  # bytes, and the rest of their last line, that are read by themselves
 ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
-BLOCK: Final = 1 << 18  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
-TOGETHER: Final = 4  # blocks that are decoded together
+BLOCK: Final = 1 << 19  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
+TOGETHER: Final = 8  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
 LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
@@ -81,7 +82,7 @@ class Delimited:
         if odd_rows := self._rest(wanted, report):
             yield odd_rows
 
-    def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[list[pa.Array]]:
+    def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[Sequence[Cells]]:
         """The columns of some rows after the other."""
         start = yield from self._pieces(wanted, numeric)
         if start and start >= self.path.stat().st_size:
@@ -95,7 +96,7 @@ class Delimited:
             with arrow_csv.open_csv(file, *options, memory_pool=_pool()) as reader:
                 yield from _joined(reader, TOGETHER if self._block == BLOCK else 1)
 
-    def _pieces(self, wanted: Sequence[int], numeric: Sequence[int]) -> Generator[list[pa.Array], None, int]:
+    def _pieces(self, wanted: Sequence[int], numeric: Sequence[int]) -> Generator[Sequence[Cells], None, int]:
         """The columns of pieces without quotes; the byte after them, 0 if there are none."""
         with self.path.open("rb") as file:
             start, rows = _start(file, self.dialect), 0
@@ -144,7 +145,7 @@ class Delimited:
             ),
             arrow_csv.ConvertOptions(
                 column_types=kinds, include_columns=list(kinds), null_values=list(_TYPED), strings_can_be_null=False,
-                quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=True,
+                quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=not self.dialect.verified,
             ),
         )  # fmt: skip
 
@@ -220,11 +221,11 @@ def _no_numbers(error: str, text: Collection[int], numeric: Sequence[int]) -> se
     return ({int(column)} if column.isdecimal() and len(text) < FEW else set(numeric)) - set(text)
 
 
-def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[list[pa.Array]]:
-    """The columns of several blocks at once, since each batch costs some calls a column."""
+def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[Sequence[Cells]]:
+    """The columns of several blocks at once, since each batch costs some calls a column; nothing is moved."""
     full = (block for block in reader if block.num_rows)
     while blocks := list(itertools.islice(full, together)):
-        columns = pa.concat_batches(blocks, memory_pool=_pool()).columns if len(blocks) > 1 else blocks[0].columns
+        columns = pa.Table.from_batches(blocks).columns
         del blocks  # a batch takes as much as what it is made of
         yield columns
         del columns

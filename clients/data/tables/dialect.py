@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 16  # bytes that are looked at together: they stay in the processor's cache
+PIECE: Final = 1 << 17  # bytes that are looked at together: they stay in the processor's cache
 QUOTE: Final = ord('"')
 MAX_BYTES: Final = 1 << 40
 HEAD: Final = 1 << 16  # bytes that separator and decimal mark are told from
@@ -64,6 +64,7 @@ class Dialect:
     decimal: str
     notes: tuple[str, ...]
     expected: int  # records, by the length of the first
+    verified: bool = False  # whether all its bytes are UTF-8
     guessed: tuple[str, ...] = ()  # settings that were told from the records: one person's row may change them
 
 
@@ -92,7 +93,10 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     )
     guessed = _guessed(config, encoding, separator, decimal, wide=cells > len(header))
     expected = path.stat().st_size * (start.count(b"\n") or start.count(b"\r")) // len(start)
-    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, guessed)
+    verified = config.encoding is None and encoding == "utf-8"
+    return Dialect(
+        encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, verified, guessed
+    )
 
 
 def _below(head: str) -> tuple[str, str | None, int]:

@@ -28,17 +28,17 @@ class ShortWords:
         keys = np.array([int.from_bytes(word.encode(), "little") for word in words], np.uint64)
         self._factor = next((factor for factor in FACTORS if len(np.unique(_places(keys, factor))) == len(keys)), None)
         self._keys = np.full(1 << BITS, NOTHING)
-        self._codes = np.zeros(1 << BITS, np.int32)
+        self._codes = np.zeros(1 << BITS, np.intp)
         if self._factor is not None:
             self._keys[_places(keys, self._factor)] = keys
             self._codes[_places(keys, self._factor)] = np.arange(len(keys))
 
-    def codes(self, cells: pa.StringArray) -> npt.NDArray[np.int32] | None:
+    def codes(self, cells: pa.StringArray) -> npt.NDArray[np.intp] | None:
         """Of each cell the place of its word; None if a cell is empty of a value or holds any other text."""
         if self._factor is None or cells.null_count or (keys := _keys(cells)) is None:
             return None
         places = _places(keys, self._factor)
-        return self._codes[places] if (self._keys[places] == keys).all() else None
+        return self._codes.take(places) if (self._keys.take(places) == keys).all() else None
 
 
 def fits(words: Sequence[str]) -> bool:
@@ -57,11 +57,12 @@ def _keys(cells: pa.StringArray) -> npt.NDArray[np.uint64] | None:
     if b"\0" in text:
         return None
     padded = np.frombuffer(text + bytes(LETTERS), np.uint8)
-    windows = np.ndarray((len(text) + 1,), "<u8", padded, 0, (1,))  # at each byte, the eight from there on
-    keys: npt.NDArray[np.uint64] = windows[ends[:-1] - ends[0]] & MASKS[lengths]
+    windows = np.ndarray((len(text) + 1,), "V8", padded, 0, (1,))  # at each byte, the eight from there on
+    keys: npt.NDArray[np.uint64] = windows.take(ends[:-1] - np.intp(ends[0])).view("<u8")
+    keys &= MASKS.take(lengths, mode="clip")
     return keys
 
 
-def _places(keys: npt.NDArray[np.uint64], factor: np.uint64) -> npt.NDArray[np.uint64]:
+def _places(keys: npt.NDArray[np.uint64], factor: np.uint64) -> npt.NDArray[np.intp]:
     """Where in the table each key stands (multiplicative hashing: Knuth, TAOCP 3, 6.4)."""
-    return (keys * factor) >> np.uint64(64 - BITS)
+    return ((keys * factor) >> np.uint64(64 - BITS)).view(np.intp)  # `take` copies places of any other kind
