@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
-from sovfed.clients.data.tables.short import ShortWords
+from sovfed.clients.data.tables.short import Few
 from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.errors import DataError
@@ -22,7 +22,7 @@ from sovfed.federation.tasks.columns import REFUSE
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sovfed.clients.data.tables.report import Mask
     from sovfed.federation.tasks.columns import Column
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 KEPT: Final = 1 << 15  # texts of a column whose meaning is kept for the batches that follow
 KEPT_LETTERS: Final = 64  # of such a text
-FIRST: Final = 256  # cells of a column that its few words are first looked for in
 FIRST_DAY, LAST_DAY = -719_162, 2_932_896  # 0001-01-01 and 9999-12-31
 _PLAIN: Final = {  # by the decimal mark: numbers that the rules read as Arrow does
     mark: rf"^-?[0-9]{{1,15}}(?:[{mark}][0-9]{{1,15}})?$" for mark in (".", ",")
@@ -87,7 +86,17 @@ class Decoder:
         self._rules = rules
         self._dtype = column.dtype
         self._whole = column.kind in ("image", "tokens")
-        self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
+        self.worded = codes and not column.shape
+        self.few: Few | None = None  # a column's few words so far, and what each is stored as
+
+    def learn(self, texts: Sequence[str]) -> None:
+        """Keep what a column's texts are stored as, as long as they are short and few."""
+        together = sorted({*texts, *(self.few.words if self.few else ())})
+        self.few = None
+        if self.worded and short.fits(together):
+            decoded = self._of_texts(together)
+            unsound = np.logical_or.reduce([decoded.absent, *(mask for _, mask in decoded.faults)])
+            self.few = Few(tuple(together), np.where(unsound, np.nan, decoded.values).astype(np.float32))
 
     def decode(self, cells: list[pa.Array]) -> Decoded:
         """The column's values in a batch; `cells` has one array, or as many as the column has values."""
@@ -145,19 +154,10 @@ class Decoder:
     def _distinct(self, cells: pa.Array) -> Decoded:
         """Each distinct text read once."""
         cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
-        if self._short is None and not cells.null_count:
-            self._learn(cells[:FIRST].unique().to_pylist())
-        if self._short is not None and (codes := self._short[0].codes(cells)) is not None:
-            return self._short[1].at(codes)
         coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
         texts = coded.dictionary.to_pylist()
-        self._learn(texts)
+        self.learn(texts)
         return self._of_texts(texts).at(coded.indices.to_numpy(zero_copy_only=False))
-
-    def _learn(self, texts: list[str]) -> None:
-        """Keep what a column's texts are decoded to, as long as they are short and few."""
-        together = sorted({*texts, *(self._short[0].words if self._short else ())})
-        self._short = (ShortWords(together), self._of_texts(together)) if short.fits(together) else None
 
     def _of_texts(self, texts: list[str]) -> Decoded:
         meanings = [self._known[text] for text in texts]
