@@ -1,7 +1,8 @@
-"""A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
+"""A text table (CSV) as batches of cells: read by Arrow, and only the columns that are used.
 
-A piece without quotes ends where a line does and is read by itself, with odd cells of its own; from the first quote on
-Arrow finds where records end, by quotes: else it may miss that the last block begins in a cell.
+Arrow finds where records end, by quotes: else it may miss that the last block begins in a cell. Where a cell that is to
+be a number is none, the file is read in pieces, so that an odd cell costs its piece alone: a piece without quotes ends
+where a line does. From the first quote on such a column is text.
 
 Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
 """
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from sovfed.clients.data.tables.source import Cells
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 19  # bytes, and the rest of their last line, that are read by themselves
+PIECE: Final = 1 << 20  # bytes, and the rest of their last line, that are read by themselves
 ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
-BLOCK: Final = 1 << 19  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
-TOGETHER: Final = 8  # blocks that are decoded together
+BLOCK: Final = 1 << 18  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
+TOGETHER: Final = 12  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
 LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
@@ -55,7 +56,8 @@ class Delimited:
         self.path, self.where = path, str(path)
         self.header: Sequence[str] = self.dialect.header
         self.decimal, self.guessed, self.expected = self.dialect.decimal, self.dialect.guessed, self.dialect.expected
-        self._text = set[int]()  # columns with cells that are no plain numbers
+        self._apart = False  # whether pieces are read by themselves, since cells that are to be numbers are none
+        self._text = set[int]()  # columns with such cells after the first quote
         self._block = BLOCK
         self._before = 0  # lines before those that Arrow counts
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
@@ -84,7 +86,7 @@ class Delimited:
 
     def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[Sequence[Cells]]:
         """The columns of some rows after the other."""
-        start = yield from self._pieces(wanted, numeric)
+        start = (yield from self._pieces(wanted, numeric)) if self._apart else 0
         if start and start >= self.path.stat().st_size:
             return
         options = self._options(
@@ -192,7 +194,8 @@ class Delimited:
     def _learn(self, error: str, numeric: Sequence[int]) -> None:
         """Read the file in another way, or say that it cannot be. Arrow's own words hold values: they go nowhere."""
         if more := _no_numbers(error, self._text, numeric):
-            self._text |= more
+            self._text |= more if self._apart else set()
+            self._apart = True
             raise Restart
         if "straddling" in error and self._block < LARGE_BLOCK:
             self._block *= LARGER
