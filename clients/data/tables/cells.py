@@ -91,9 +91,11 @@ class Decoder:
 
     def learn(self, texts: Sequence[str]) -> None:
         """Keep what a column's texts are stored as, as long as they are short and few."""
+        if not self.worded:
+            return
         together = sorted({*texts, *(self.few.words if self.few else ())})
         self.few = None
-        if self.worded and short.fits(together):
+        if short.fits(together):
             decoded = self._of_texts(together)
             unsound = np.logical_or.reduce([decoded.absent, *(mask for _, mask in decoded.faults)])
             self.few = Few(tuple(together), np.where(unsound, np.nan, decoded.values).astype(np.float32))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PIECE: Final = 1 << 20  # bytes, and the rest of their last line, that are read by themselves
 ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
 BLOCK: Final = 1 << 18  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
-TOGETHER: Final = 12  # blocks that are decoded together
+TOGETHER: Final = 8  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
 LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
@@ -147,7 +147,7 @@ class Delimited:
             ),
             arrow_csv.ConvertOptions(
                 column_types=kinds, include_columns=list(kinds), null_values=list(_TYPED), strings_can_be_null=False,
-                quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=not self.dialect.verified,
+                quoted_strings_can_be_null=True, decimal_point=self.decimal, check_utf8=True,
             ),
         )  # fmt: skip
 

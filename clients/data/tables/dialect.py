@@ -64,7 +64,6 @@ class Dialect:
     decimal: str
     notes: tuple[str, ...]
     expected: int  # records, by the length of the first
-    verified: bool = False  # whether all its bytes are UTF-8
     guessed: tuple[str, ...] = ()  # settings that were told from the records: one person's row may change them
 
 
@@ -93,10 +92,7 @@ def look_at(path: Path, config: DataConfig, names: Iterable[str]) -> Dialect:
     )
     guessed = _guessed(config, encoding, separator, decimal, wide=cells > len(header))
     expected = path.stat().st_size * (start.count(b"\n") or start.count(b"\r")) // len(start)
-    verified = config.encoding is None and encoding == "utf-8"
-    return Dialect(
-        encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, verified, guessed
-    )
+    return Dialect(encoding, separator, header, skipped + used, cells, quoted, decimal, notes, expected, guessed)
 
 
 def _below(head: str) -> tuple[str, str | None, int]:
