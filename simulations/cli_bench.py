@@ -286,17 +286,22 @@ def population(overrides: tuple[str, ...], quick: bool, device: str, files: File
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The folder `.src` of another version's checkout, to compare the steps of a bundled task with.",
 )
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice(["memory", "csv", "engines", "steps"]),
+    help="This alone; may be given several times.",
+)  # fmt: skip
 @reported
-def own_task(quick: bool, before: Path | None, files: Files, console: Console) -> None:
+def own_task(quick: bool, before: Path | None, parts: tuple[str, ...], files: Files, console: Console) -> None:
     """Memory, CSV, engines and steps of tasks that are not ours, against the columns' bytes, pandas, Ray and torch.
 
     \b
-    Example:
+    Examples:
       sovfed bench own-task --quick
+      sovfed bench own-task --part csv
     """
-    from sovfed.simulations.benchmarks.own_task import run
+    from sovfed.simulations.benchmarks.own_task import PARTS, run
 
-    run(quick, before, files=files, console=console)
+    run(quick, before, files=files, console=console, parts=parts or PARTS)
 
 
 @bench.command()

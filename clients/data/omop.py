@@ -27,6 +27,7 @@ from sovfed.clients.data.tables.delimited import Delimited
 from sovfed.clients.data.tables.facts import Facts, Gathered, Rule, rules_of
 from sovfed.clients.data.tables.header import Index
 from sovfed.clients.data.tables.mapping import read_mapping
+from sovfed.clients.data.tables.source import whole
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Omop(Facts):
         places = [index.demand(name, "OMOP") for name in needed]
         distinct = sorted(set(places))
         for batch in source.batches(distinct, [], report):
-            cells = [pc.fill_null(as_text(batch.cells[distinct.index(position)]), "") for position in places]
+            cells = [pc.fill_null(as_text(whole(batch.cells[distinct.index(position)])), "") for position in places]
             if codes:
                 mask = pc.is_in(pc.utf8_trim_whitespace(cells[-1]), pa.array(codes))
                 cells = [column.filter(mask) for column in cells[:-1]]

@@ -18,7 +18,8 @@ from sovfed.clients.data.tables.grown import Grown
 from sovfed.clients.data.tables.header import Places, locate
 from sovfed.clients.data.tables.mapping import renamed
 from sovfed.clients.data.tables.report import Report
-from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private
+from sovfed.clients.data.tables.short import SharedWords, shared
+from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private, whole
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import CODES, NUMBERS
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data.tables.mapping import OwnColumn
     from sovfed.clients.data.tables.report import Lines, Mask
+    from sovfed.clients.data.tables.source import Cells
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
+FIRST: Final = 256  # rows that a column's few words are first looked for in
 ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
 
 
@@ -113,19 +116,20 @@ def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line
 
 
 class _Numbers(NamedTuple):
-    """Plain numbers of a batch [n, columns], and which columns of `NUMBERS` they are."""
+    """Plain numbers of a batch, in blocks of rows [n, columns], and which columns of `NUMBERS` they are."""
 
-    values: npt.NDArray[np.float64]
+    blocks: list[npt.NDArray[np.float32]]
     columns: list[int]
 
     def store(self, stored: npt.NDArray[np.float32], kept: Mask | None) -> None:
         """Copy them all; those that are not sound are written over with what they were decoded to."""
-        values = self.values if kept is None else self.values[kept]
-        with np.errstate(over="ignore", invalid="ignore"):
-            if values.shape == stored.shape:
-                stored[:] = values
-            else:
-                stored[:, self.columns] = values
+        together = self.columns[-1] - self.columns[0] + 1 == len(self.columns)
+        columns = slice(self.columns[0], self.columns[-1] + 1) if together else self.columns
+        first = start = 0
+        for block in self.blocks:
+            values = block if kept is None else block[kept[first : first + len(block)]]
+            stored[start : start + len(values), columns] = values
+            first, start = first + len(block), start + len(values)
 
 
 class _Reader:
@@ -147,6 +151,8 @@ class _Reader:
             else Decoder(column, rules)
             for column in self._columns
         }
+        self._worded = [name for name, decoder in self._decoders.items() if decoder.worded]
+        self._shared: list[SharedWords] = []  # of `_worded`, those whose words are known
         self._numbers = {column.name: position for position, column in enumerate(schema.numbers)}
         self._codes = {column.name: position for position, column in enumerate(schema.codes)}
         self._absent = rules.absent
@@ -187,10 +193,13 @@ class _Reader:
         cells = dict(zip(self._wanted, batch.cells, strict=True))
         chosen = np.ones(len(batch.lines), bool)
         if self._site is not None and self.places.site is not None:
-            names, _ = names_of(cells[self.places.site])
+            names, _ = names_of(whole(cells[self.places.site]))
             chosen = np.asarray(names.to_numpy(zero_copy_only=False) == words.person_name(self._site), bool)
         numbers, sound = self._sound(cells, len(batch.lines))
+        told = self._told(cells)
+        sound |= set(told)
         decoded = {column.name: self._decoded(column, cells) for column in self._columns if column.name not in sound}
+        self._share()
         empty = (
             ~chosen
             if sound or not decoded
@@ -198,7 +207,7 @@ class _Reader:
         )
         persons = None
         if self.places.person is not None:
-            persons, nobody = names_of(cells[self.places.person])
+            persons, nobody = names_of(whole(cells[self.places.person]))
             empty &= nobody
         state.report.empty += int((chosen & empty).sum())
         chosen &= ~empty
@@ -209,24 +218,45 @@ class _Reader:
             bad |= missing
         state.report.bad += int(bad.sum())
         kept = chosen if self.keep else chosen & ~bad
-        self._store(decoded, numbers, kept, persons, batch.lines, state)
+        self._store(decoded, numbers, told, kept, persons, batch.lines, state)
 
-    def _sound(self, cells: Mapping[int, pa.Array], count: int) -> tuple[_Numbers, set[str]]:
+    def _sound(self, cells: Mapping[int, Cells], count: int) -> tuple[_Numbers, set[str]]:
         """The plain numbers of a batch, and the names of those columns that are all within their bounds."""
         plain = [] if self._odd or not count else [
             index for index, (_, cell, _) in enumerate(self._plain) if types.is_floating(cells[cell].type)
         ]  # fmt: skip
         if not plain:
-            return _Numbers(np.zeros((count, 0)), []), set()
-        batch = pa.RecordBatch.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
-        numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+            return _Numbers([], []), set()
+        table = pa.Table.from_arrays([cells[self._plain[index][1]] for index in plain], list(map(str, plain)))
         low, high = self._bounds[plain].T
-        sound = (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
+        blocks, sound = [], np.ones(len(plain), bool)
+        for batch in table.to_batches():
+            numbers = batch.to_tensor(null_to_nan=True, row_major=False).to_numpy()
+            sound &= (numbers.min(0) >= low) & (numbers.max(0) <= high)  # not if one is NaN
+            with np.errstate(over="ignore", invalid="ignore"):
+                blocks.append(numbers.astype(np.float32, "C"))
+            del numbers  # before the next ones are there
         names = {self._plain[index][2] for index, fits in zip(plain, sound, strict=True) if fits}
-        return _Numbers(numbers, [self._plain[index][0] for index in plain]), names
+        return _Numbers(blocks, [self._plain[index][0] for index in plain]), names
 
-    def _decoded(self, column: Column, cells: Mapping[int, pa.Array]) -> Decoded:
-        parts = [cells[position] for position in self.places.columns[column.name]]
+    def _told(self, cells: Mapping[int, Cells]) -> dict[str, npt.NDArray[np.float32]]:
+        """The values of those columns of few short words in which nothing is wrong or missing."""
+        own = {name: cells[self.places.columns[name][0]] for name in self._worded}
+        if not self._shared:
+            for name, column in own.items():
+                self._decoders[name].learn([text or "" for text in as_text(whole(column[:FIRST])).to_pylist()])
+            self._share()
+        return {name: values for group in self._shared for name, values in group.sound(own).items()}
+
+    def _share(self) -> None:
+        """Have those columns whose words are known by now told together."""
+        few = {name: column for name in self._worded if (column := self._decoders[name].few) is not None}
+        known = {name: column for group in self._shared for name, column in group.columns.items()}
+        if any(column is not known.get(name) for name, column in few.items()):
+            self._shared = shared(few)
+
+    def _decoded(self, column: Column, cells: Mapping[int, Cells]) -> Decoded:
+        parts = [whole(cells[position]) for position in self.places.columns[column.name]]
         if column.name not in self._files:
             return self._decoders[column.name].decode(parts)
         names = np.array([(name or "").strip() for name in as_text(parts[0]).to_pylist()], object)
@@ -247,16 +277,16 @@ class _Reader:
         return bad
 
     def _store(
-        self, decoded: Mapping[str, Decoded], numbers: _Numbers, kept: Mask,
-        persons: pa.Array | None, lines: Lines, state: _Pass,
+        self, decoded: Mapping[str, Decoded], numbers: _Numbers, told: Mapping[str, npt.NDArray[np.float32]],
+        kept: Mask, persons: pa.Array | None, lines: Lines, state: _Pass,
     ) -> None:  # fmt: skip
         rows = state.grown.grow(int(kept.sum()))
         all_kept = bool(kept.all())
         arrays = state.grown.arrays
         if numbers.columns:
             numbers.store(arrays[NUMBERS][rows], None if all_kept else kept)
-        for name, decoded_column in decoded.items():
-            values = decoded_column.values if all_kept else decoded_column.values[kept]
+        for name, of_batch in (*told.items(), *((name, column.values) for name, column in decoded.items())):
+            values = of_batch if all_kept else of_batch[kept]
             if name in self._files:
                 state.files[name] += values.tolist()
             elif name in self._numbers:

@@ -15,7 +15,7 @@ from pyarrow import types
 
 from sovfed.clients.data.tables import short, words
 from sovfed.clients.data.tables.report import COLUMNS
-from sovfed.clients.data.tables.short import ShortWords
+from sovfed.clients.data.tables.short import Few
 from sovfed.clients.data.tables.units import Conversion
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.federation.errors import DataError
@@ -23,7 +23,7 @@ from sovfed.federation.tasks.columns import REFUSE
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sovfed.clients.data.tables.report import Mask
     from sovfed.federation.tasks.columns import Column
@@ -88,7 +88,19 @@ class Decoder:
         self._rules = rules
         self._dtype = column.dtype
         self._whole = column.kind in ("image", "tokens")
-        self._short: tuple[ShortWords, Decoded] | None = None  # a column's few words, and what is decoded of each
+        self.worded = self._words is not None and not column.shape
+        self.few: Few | None = None  # a column's few words so far, and what each is stored as
+
+    def learn(self, texts: Sequence[str]) -> None:
+        """Keep what a column's texts are stored as, as long as they are short and few."""
+        if not self.worded:
+            return
+        together = sorted({*texts, *(self.few.words if self.few else ())})
+        self.few = None
+        if short.fits(together):
+            decoded = self._of_texts(together)
+            unsound = np.logical_or.reduce([decoded.absent, *(mask for _, mask in decoded.faults)])
+            self.few = Few(tuple(together), np.where(unsound, np.nan, decoded.values).astype(np.float32))
 
     @property
     def note(self) -> str:
@@ -153,14 +165,10 @@ class Decoder:
     def _distinct(self, cells: pa.Array) -> Decoded:
         """Each distinct text read once."""
         cells = cells if types.is_string(cells.type) else cells.cast(pa.string())
-        if self._short is not None and (codes := self._short[0].codes(cells)) is not None:
-            return self._short[1].at(codes)
         coded = pc.dictionary_encode(pc.fill_null(cells, "") if cells.null_count else cells)
         texts = coded.dictionary.to_pylist()
-        decoded = self._of_texts(texts)
-        together = sorted({*texts, *(self._short[0].words if self._short else ())})
-        self._short = (ShortWords(together), self._of_texts(together)) if short.fits(together) else None
-        return decoded.at(coded.indices.to_numpy(zero_copy_only=False))
+        self.learn(texts)
+        return self._of_texts(texts).at(coded.indices.to_numpy(zero_copy_only=False))
 
     def _of_texts(self, texts: list[str]) -> Decoded:
         meanings = [self._known[text] for text in texts]
@@ -202,7 +210,7 @@ class Decoder:
             stored = values if self.column.kind == "category" else values.astype(np.float32, copy=False)
         inside = (stored >= low) & (stored <= high)
         if inside.all() and not self._whole:
-            return Decoded(self._stored(values), ~inside, faults)
+            return Decoded(values.astype(self._dtype, copy=False), ~inside, faults)
         absent = np.isnan(values)
         for _, mask in faults:
             absent &= ~mask

@@ -15,7 +15,7 @@ from sovfed.clients.data.tables.header import Index, locate
 from sovfed.clients.data.tables.mapping import own_columns, renamed
 from sovfed.clients.data.tables.records import as_records, settle
 from sovfed.clients.data.tables.report import Report
-from sovfed.clients.data.tables.source import Restart, not_private
+from sovfed.clients.data.tables.source import Restart, not_private, whole
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
 from sovfed.federation.text import visible
@@ -141,7 +141,7 @@ def _in_column(config: DataConfig, open_: Open) -> tuple[str, ...]:
         sites: set[str] = set()
         try:
             for batch in source.batches([position], [], Report(source.where)):
-                sites |= set(names_of(batch.cells[0])[0].unique().to_pylist()) - {""}
+                sites |= set(names_of(whole(batch.cells[0]))[0].unique().to_pylist()) - {""}
                 if len(sites) > MAX_SITES or any(len(site) > MAX_SITE for site in sites):
                     raise DataError(
                         f"{source.where}: column '{config.site_column}' has over {MAX_SITES} values or long ones"

@@ -1,7 +1,8 @@
-"""A text table (CSV) as batches of cells: read by Arrow in pieces, and only the columns that are used.
+"""A text table (CSV) as batches of cells: read by Arrow, and only the columns that are used.
 
-A piece without quotes ends where a line does and is read by itself, with odd cells of its own; from the first quote on
-Arrow finds where records end, by quotes: else it may miss that the last block begins in a cell.
+Arrow finds where records end, by quotes: else it may miss that the last block begins in a cell. Where a cell that is to
+be a number is none, the file is read in pieces, so that an odd cell costs its piece alone: a piece without quotes ends
+where a line does. From the first quote on such a column is text.
 
 Lines are counted as a spreadsheet counts its rows: a quoted cell with line breaks in it is one.
 """
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data.tables.dialect import Dialect
     from sovfed.clients.data.tables.report import Report
+    from sovfed.clients.data.tables.source import Cells
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 19  # bytes, and the rest of their last line, that are read by themselves
+PIECE: Final = 1 << 20  # bytes, and the rest of their last line, that are read by themselves
 ENCODINGS: Final = frozenset({"utf-8", "utf-8-sig", "ascii", "cp1252", "iso8859-1", "iso8859-15"})  # ASCII is itself
 BLOCK: Final = 1 << 18  # bytes that Arrow parses at once, of which it reads up to 32 ahead; a record must fit
-TOGETHER: Final = 4  # blocks that are decoded together
+TOGETHER: Final = 8  # blocks that are decoded together
 LARGER: Final = 16  # times, for a record that does not fit
 LARGE_BLOCK: Final = 1 << 25
 FEW: Final = 3  # columns that are found one by one not to be plain numbers; then all are read as text
@@ -54,7 +56,8 @@ class Delimited:
         self.path, self.where = path, str(path)
         self.header: Sequence[str] = self.dialect.header
         self.decimal, self.guessed, self.expected = self.dialect.decimal, self.dialect.guessed, self.dialect.expected
-        self._text = set[int]()  # columns with cells that are no plain numbers
+        self._apart = False  # whether pieces are read by themselves, since cells that are to be numbers are none
+        self._text = set[int]()  # columns with such cells after the first quote
         self._block = BLOCK
         self._before = 0  # lines before those that Arrow counts
         self._odd: list[tuple[int, list[str]]] = []  # rows with cells too many or too few, by their number
@@ -81,9 +84,9 @@ class Delimited:
         if odd_rows := self._rest(wanted, report):
             yield odd_rows
 
-    def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[list[pa.Array]]:
+    def _columns(self, wanted: Sequence[int], numeric: Sequence[int]) -> Iterator[Sequence[Cells]]:
         """The columns of some rows after the other."""
-        start = yield from self._pieces(wanted, numeric)
+        start = (yield from self._pieces(wanted, numeric)) if self._apart else 0
         if start and start >= self.path.stat().st_size:
             return
         options = self._options(
@@ -95,7 +98,7 @@ class Delimited:
             with arrow_csv.open_csv(file, *options, memory_pool=_pool()) as reader:
                 yield from _joined(reader, TOGETHER if self._block == BLOCK else 1)
 
-    def _pieces(self, wanted: Sequence[int], numeric: Sequence[int]) -> Generator[list[pa.Array], None, int]:
+    def _pieces(self, wanted: Sequence[int], numeric: Sequence[int]) -> Generator[Sequence[Cells], None, int]:
         """The columns of pieces without quotes; the byte after them, 0 if there are none."""
         with self.path.open("rb") as file:
             start, rows = _start(file, self.dialect), 0
@@ -191,7 +194,8 @@ class Delimited:
     def _learn(self, error: str, numeric: Sequence[int]) -> None:
         """Read the file in another way, or say that it cannot be. Arrow's own words hold values: they go nowhere."""
         if more := _no_numbers(error, self._text, numeric):
-            self._text |= more
+            self._text |= more if self._apart else set()
+            self._apart = True
             raise Restart
         if "straddling" in error and self._block < LARGE_BLOCK:
             self._block *= LARGER
@@ -220,11 +224,11 @@ def _no_numbers(error: str, text: Collection[int], numeric: Sequence[int]) -> se
     return ({int(column)} if column.isdecimal() and len(text) < FEW else set(numeric)) - set(text)
 
 
-def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[list[pa.Array]]:
-    """The columns of several blocks at once, since each batch costs some calls a column."""
+def _joined(reader: arrow_csv.CSVStreamingReader, together: int) -> Iterator[Sequence[Cells]]:
+    """The columns of several blocks at once, since each batch costs some calls a column; nothing is moved."""
     full = (block for block in reader if block.num_rows)
     while blocks := list(itertools.islice(full, together)):
-        columns = pa.concat_batches(blocks, memory_pool=_pool()).columns if len(blocks) > 1 else blocks[0].columns
+        columns = pa.Table.from_batches(blocks).columns
         del blocks  # a batch takes as much as what it is made of
         yield columns
         del columns

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.config import DataConfig
 
-PIECE: Final = 1 << 16  # bytes that are looked at together: they stay in the processor's cache
+PIECE: Final = 1 << 17  # bytes that are looked at together: they stay in the processor's cache
 QUOTE: Final = ord('"')
 MAX_BYTES: Final = 1 << 40
 HEAD: Final = 1 << 16  # bytes that separator and decimal mark are told from

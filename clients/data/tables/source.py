@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pyarrow as pa
-
     from sovfed.clients.data.tables.header import Places
     from sovfed.clients.data.tables.report import Lines, Report
 
+    Cells: TypeAlias = pa.Array | pa.ChunkedArray
+
 
 class Batch(NamedTuple):
-    """Some rows: of each column that was asked for its cells, and each row's line."""
+    """Some rows: of each column that was asked for its cells, all in the same chunks, and each row's line."""
 
-    cells: list[pa.Array]
+    cells: Sequence[Cells]
     lines: Lines
 
 
@@ -40,6 +42,11 @@ class Source(Protocol):
 
         May raise `Restart`. Faults of whole rows go to `report`. Raises DataError.
         """
+
+
+def whole(cells: Cells) -> pa.Array:
+    """The cells of a column in one array."""
+    return cells.combine_chunks() if isinstance(cells, pa.ChunkedArray) else cells
 
 
 def not_private(places: Places, source: Source) -> str:

@@ -532,6 +532,32 @@ def test_line_breaks_in_quoted_cells_are_read_wherever_the_last_block_begins(
         assert rows(_load(written(tmp_path, table))) == expected[:count]
 
 
+@pytest.mark.parametrize("note", ["", '"a, b"'])
+def test_words_between_numbers_are_kept_with_their_row_in_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    """Over many blocks, some with a row that is left out, some with a word that was not met before."""
+    monkeypatch.setattr(delimited, "BLOCK", 1 << 10)
+    grade = Column("grade", "category", categories=("none", "mild", "severe"))
+    task = task_of(AGE, Column("smokes", "boolean"), grade, DOSE, ILL)
+    lines, expected = [], []
+    for row in range(2_000):
+        smokes = ("yes", "no", "Ja")[(row % 2) + (row > 1_500 and row % 10 == 1)]
+        word = (
+            "unheard of"
+            if row % 700 == 699
+            else grade.categories[row % 3].upper()
+            if row > 900
+            else grade.categories[row % 3]
+        )
+        lines.append(f"{row % 90},{smokes},{word},{row % 32 / 8},{row % 2},{note}")
+        if row % 700 != 699:
+            expected.append([row % 90, smokes != "no", row % 32 / 8, row % 3, row % 2])
+    table = "\n".join(["age,smokes,grade,dose,ill,note", *lines, ""])
+    read = _load(written(tmp_path, table, bad_rows="quarantine"), task).columns
+    assert np.column_stack([read[NUMBERS], read[CODES], read["ill"]]).tolist() == expected
+
+
 def test_what_is_no_text_and_what_is_empty_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "image.csv").write_bytes(b"\x89PNG" + np.random.default_rng(0).bytes(5_000))
     (tmp_path / "none.csv").touch()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sovfed.clients.data.tables import short
 from sovfed.clients.data.tables.cells import Decoder
-from sovfed.clients.data.tables.short import LETTERS, ShortWords, fits
+from sovfed.clients.data.tables.short import LETTERS, ShortWords, fits, shared
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.tasks.columns import Column, number
 
@@ -20,18 +22,49 @@ GRADE = Column("grade", "category", categories=("no", "yes", "moderate"), missin
 @given(st.lists(st.sampled_from(WORDS)), st.integers(0, 3), st.integers(0, 3))
 def test_each_cell_is_told_its_word(texts: list[str], first: int, last: int) -> None:
     cells = pa.array([*["before"] * first, *texts, *["after"] * last], pa.string())[first : first + len(texts)]
-    codes = ShortWords(WORDS).codes(cells)
-    assert codes is None if not texts else codes is not None and [WORDS[code] for code in codes] == texts
+    places = ShortWords(WORDS).places(cells)
+    assert places is None if not texts else places is not None and [WORDS[place] for place in places] == texts
 
 
-@given(st.lists(st.sampled_from(WORDS), min_size=1), TEXT.filter(lambda text: text not in WORDS), st.randoms())
-def test_a_text_that_is_not_in_the_list_is_not_taken_for_one(texts: list[str], other: str, random: object) -> None:
-    texts.insert(random.randrange(len(texts) + 1), other)  # type: ignore[attr-defined]
-    assert ShortWords(WORDS).codes(pa.array(texts, pa.string())) is None
+@given(st.lists(TEXT, min_size=1))
+def test_a_text_that_is_not_in_the_list_is_not_taken_for_one(texts: list[str]) -> None:
+    places = ShortWords(WORDS).places(pa.array(texts, pa.string()))
+    if places is None:
+        assert any("\0" in text for text in texts)
+    else:
+        assert [WORDS.index(text) if text in WORDS else len(WORDS) for text in texts] == places.tolist()
 
 
 def test_cells_without_a_value_are_left_to_others() -> None:
-    assert ShortWords(WORDS).codes(pa.array(["no", None])) is None
+    assert ShortWords(WORDS).places(pa.array(["no", None])) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 9))
+def test_columns_told_together_are_told_as_each_is_alone(
+    rows: list[tuple[str, str, str]], at_once: int, chunk: int
+) -> None:
+    columns = (GRADE, Column("ill", "boolean", role="target"), Column("who", "category", categories=("ja", "10")))
+    texts = {column.name: [row[place] for row in rows] for place, column in enumerate(columns)}
+    decoders = {column.name: Decoder(column, Rules()) for column in columns}
+    for name, decoder in decoders.items():
+        decoder.learn(texts[name][:chunk])
+    cells = {
+        name: pa.chunked_array([column[start : start + chunk] for start in range(0, len(column), chunk)], pa.string())
+        for name, column in texts.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(short, "AT_ONCE", at_once)
+        groups = shared({name: decoder.few for name, decoder in decoders.items() if decoder.few is not None})
+        sound = {name: values for group in groups for name, values in group.sound(cells).items()}
+    for name, decoder in decoders.items():
+        known = decoder.few.words if decoder.few is not None else ()
+        alone = Decoder(decoder.column, Rules()).decode([pa.array(texts[name], pa.string())])
+        if name in sound:
+            np.testing.assert_array_equal(sound[name], alone.values)
+            assert not alone.absent.any() and not any(mask.any() for _, mask in alone.faults)
+        elif set(texts[name]) <= set(known) and not any("\0" in text for row in rows for text in row):
+            assert alone.absent.any() or any(mask.any() for _, mask in alone.faults)
 
 
 def test_words_that_are_long_many_or_padded_do_not_fit() -> None:
