@@ -36,6 +36,7 @@ from sovfed.federation.tasks import Task, summarise
 from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.server.orders.foreseen import beyond_usual
 from sovfed.server.rounds.aggregation import Aggregation
 from sovfed.server.rounds.coordinator import Outcome, coordinate
 from sovfed.server.rounds.privacy import PrivacyPlan, vector_size
@@ -96,7 +97,10 @@ def simulate_population(
         )
     if config.privacy.private and not config.task.statistics:
         task = configured_task(config.task)
-        on_start(PrivacyPlan.make(config, "", vector_size(config, task)).expectation)
+        plan = PrivacyPlan.make(config, "", vector_size(config, task))
+        on_start(plan.expectation)
+        for line in beyond_usual(plan):
+            on_start(f"in a federation {line}")
     authority = Authority() if config.secagg.enabled else None
     failures = Failures()
     held = HeldModels()  # the agency's model, which is the same for all

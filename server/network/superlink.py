@@ -30,6 +30,7 @@ from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
 from sovfed.federation.host.begin import begin
+from sovfed.federation.host.heap import keep_loaded
 from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
@@ -152,6 +153,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
         cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
         beats = asyncio.create_task(beating(beat))
         reloading = asyncio.create_task(_reload_for_ever(public, home / "identity"))
+        keep_loaded()
         _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
         try:
             async with asyncio.TaskGroup() as servers:

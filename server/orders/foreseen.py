@@ -31,9 +31,13 @@ def foreseen(home: Path, order: RunOrder) -> list[str]:
 
 def foreseen_of_config(home: Path, run: str, config: Config, plan: PrivacyPlan | None) -> list[str]:
     """The same of a run that is started as `config` says, and as `plan` if it is private, before it has an order."""
-    delta = config.privacy.delta
-    beyond = _beyond(epsilon([plan.event], delta), delta) if plan is not None else ()
-    return [*refusals_of_config(home, run, config), *beyond]
+    return [*refusals_of_config(home, run, config), *(beyond_usual(plan) if plan is not None else ())]
+
+
+def beyond_usual(plan: PrivacyPlan) -> list[str]:
+    """What of the cost of `plan` is beyond the budget that a policy begins with, in plain words."""
+    delta = plan.config.privacy.delta
+    return list(_beyond(epsilon([plan.event], delta), delta))
 
 
 def _beyond(epsilon: float, delta: float) -> Iterator[str]:
