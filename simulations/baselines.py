@@ -1,12 +1,15 @@
 """What a federated model is compared with: one model on all records pooled, and each institution's own model.
 
-Both are trained by the institutions' own engine (`clients/training/local.py`) for as many epochs as the federation ran.
+Both are trained by the institutions' own engine (`clients/training/local.py`): for as many epochs as the federation
+ran, at the task's rate, and half as many again in which it falls to 0. Without that, the last steps' noise is a part of
+the model: the mean over institutions averages it away, a single model keeps it, and pooled looks worse than federated.
 Only a simulation or a demo can do this: it reads every institution's records in one process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config, DataConfig
     from sovfed.federation.tasks.columns import Table
 
+COOLING: Final = 0.5  # of a baseline's training is added, in which its rate falls to 0
 SHOWN: Final = 40  # institutions that are told one by one
 Logits = npt.NDArray[np.float32]
 
@@ -160,29 +164,36 @@ def _train(config: Config, records: Dataset, site: str) -> Trained:
     task = configured_task(config.task)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
     scale = task.transform.scale(engine.profile())
-    start = initial_vector(task, config.seed)
-    request = TrainRequest(
-        run="baseline",
-        round=1,
-        task=task.name,
-        seed=config.seed,
-        proximal_mu=0.0,
-        model=start,
-        scale=scale,
-        **_whole_run(config),
-    )
-    update, _ = engine.train(request)
-    return Trained(start + update, scale)
+    model = initial_vector(task, config.seed)
+    for number, stage in enumerate(_stages(config), start=1):
+        request = TrainRequest(
+            run="baseline",
+            round=number,
+            task=task.name,
+            seed=config.seed,
+            proximal_mu=0.0,
+            model=model,
+            scale=scale,
+            **stage,
+        )
+        update, _ = engine.train(request)
+        model = model + update
+    return Trained(model, scale)
 
 
-def _whole_run(config: Config) -> dict[str, Any]:
-    """The task's own local training, as long as the run: epochs or steps of all rounds, without an exchange."""
+def _stages(config: Config) -> list[dict[str, Any]]:
+    """The task's own local training without an exchange: as long as the run, then half as long, the rate falling to 0.
+
+    The run's schedule is not followed: a reference is fitted to the end whatever it is.
+    """
     plan = dataclasses.asdict(config.task.plan())
-    steps = config.rounds * config.task.local_steps
     settings = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
-    epochs = config.rounds * config.task.local_epochs
-    end = config.task.schedule_over(config.rounds).ends(config.rounds)[1]
-    return {**settings, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
+
+    def stage(share: float, rate_end: float) -> dict[str, Any]:
+        lengths = {name: math.ceil(share * config.rounds * plan[name]) for name in ("local_epochs", "local_steps")}
+        return {**settings, **lengths, "rate_end": rate_end}
+
+    return [stage(1.0, 1.0), stage(COOLING, 0.0)]
 
 
 def score(task: Task, trained: Trained, records: Dataset) -> float | None:

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from sovfed.clients.data.tables.words import ABSENT, FALSE, TRUE, fold
 from sovfed.clients.proposals.outliers import Apart, set_apart
+from sovfed.clients.proposals.wording import spelt
 from sovfed.federation.tasks.columns import PACKED
 from sovfed.federation.tasks.taskfile import EPOCH, LONGEST_WORD
 from sovfed.federation.text import steers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
 CONFIRM: Final = "to be confirmed"
 MOST_CATEGORIES: Final = 30
@@ -57,7 +62,7 @@ def absent(cell: str) -> bool:
 def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     """What a column is, by its name and its cells."""
     present = [cell for cell in cells if not absent(cell)]
-    words = sorted(set(present))
+    words = spelt(present)
     if not 1 <= len(name) <= LONGEST_WORD or name == PACKED or name.startswith(".") or steers(name):
         return Seen("", f"a name has 1 to {LONGEST_WORD} printable characters, is not 'x' and begins with no dot")
     if not present:
@@ -166,6 +171,18 @@ def _dates(cells: Sequence[str]) -> list[int] | None:
         except ValueError:
             return None
     return days
+
+
+def numbers_of(cells: Sequence[str], decimal: str) -> npt.NDArray[np.float64]:
+    """The numbers of a column, NaN where a cell is none."""
+    read = (_numbers([cell], decimal) for cell in cells)
+    return np.array([np.nan if number is None else number[0] for number in read])
+
+
+def days_of(cells: Sequence[str]) -> npt.NDArray[np.float64]:
+    """The days since 1970 of a column, NaN where a cell is none."""
+    read = (_dates([cell]) for cell in cells)
+    return np.array([np.nan if days is None else float(days[0]) for days in read])
 
 
 def _january(days: int, decades: int) -> int:

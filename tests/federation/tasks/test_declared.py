@@ -99,7 +99,7 @@ PINNED = "3a8c0aa50786db9fb0790b0c6c010d67d25de04bac55fb412646770f11d77ec3"
         ("name: mine", "name: ../mine", "'name' must be"),
         ("person: patient\n", "", "missing key 'person'"),
         ("title: Mine", "title: 7", "'title' must be str"),
-        ("title: Mine", "titel: Mine", "missing key 'title'"),
+        ("title: Mine", "titel: Mine", "unknown key 'titel'.*did you mean 'title'"),
         ("columns:", "modle: 1\ncolumns:", "unknown key 'modle'.*did you mean 'model'"),
         ("high: 120", "high: -1", "columns.age: column 'age': low 0 is not below high -1"),
         ("high: 120", "hihg: 120", "unknown key 'columns.age.hihg'.*did you mean 'high'"),
