@@ -11,7 +11,7 @@ from sovfed.clients.data.tables.words import TRUE, fold
 from sovfed.clients.proposals.guesses import Seen, absent, days_of, numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -23,7 +23,7 @@ ENOUGH: Final = 10  # records with a word, fewer of which have no mean of their 
 
 
 def telling(
-    inputs: dict[str, Seen], learnt: dict[str, Seen], cells: dict[str, Sequence[str]], decimal: str
+    inputs: Mapping[str, Seen], learnt: Mapping[str, Seen], cells: Mapping[str, Sequence[str]], decimal: str
 ) -> list[str]:
     """A line for each input that ranks a column to be learnt, or goes with it, nearly without fault."""
     lines = []

@@ -82,6 +82,7 @@ def _line(name: str, path: Path, own: Sequence[str], expected: Sequence[str]) ->
     values = ", ".join(f'"{word}": …' for word in own[:SHOWN])
     return (
         f"{path.name} says {', '.join(own[:SHOWN])} where the others say {', '.join(expected[:SHOWN])}: "
-        f"which is which is not guessed. Write {path.stem}{ENDING} beside it, 'data: {{mapping: {path.stem}-words.yml}}', "
-        f"and {path.stem}-words.yml, 'columns: {{{name}: {{values: {{{values}}}}}}}', with a word of the others for each"
+        f"which is which is not guessed. Write beside it {path.stem}{ENDING}, "
+        f"'data: {{mapping: {path.stem}-words.yml}}', and {path.stem}-words.yml, "
+        f"'columns: {{{name}: {{values: {{{values}}}}}}}', a word of the others for each"
     )

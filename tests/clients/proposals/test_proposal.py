@@ -352,7 +352,7 @@ def test_files_that_write_a_word_differently_are_named_and_not_guessed_at(tmp_pa
     assert outcome.startswith(
         "'outcome': west.csv says 0, 1 where the others say no, yes: which is which is not guessed"
     )
-    assert "Write west.yaml beside it" in sex and 'columns: {sex: {values: {"1": …, "2": …}}}' in sex
+    assert "Write beside it west.yaml" in sex and 'columns: {sex: {values: {"1": …, "2": …}}}' in sex
     (tmp_path / "ward.yaml").write_text(proposal.text)
     for file in files[:3]:
         assert CliRunner().invoke(check_data, [str(tmp_path / "ward.yaml"), str(file)]).exit_code == 0
