@@ -20,6 +20,7 @@ from sovfed.clients.data import Dataset, Records, load_records
 from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.metrics.intervals import Interval, intervals
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 
@@ -49,7 +50,8 @@ class Comparison:
 
     `pooled`, `federated` and `alone_mean` are on all institutions' held-out records together; `alone_mean` is the mean
     over institutions' own models. A row is one institution's own held-out records: `institution` (its name), `train`,
-    `test` (counts), `pooled`, `alone`, `federated`, and `alone_union`, its own model on everybody's.
+    `test` (counts), `pooled`, `alone`, `federated`, and `alone_union`, its own model on everybody's. `interval`,
+    here and in a row, is the 95 % interval of `federated`, where the metric has one.
     """
 
     metric: str
@@ -57,6 +59,7 @@ class Comparison:
     alone_mean: float
     federated: float
     rows: list[dict[str, Any]]
+    interval: Interval | None = None
 
     def __repr__(self) -> str:
         lines = [
@@ -100,12 +103,14 @@ def compare(
             **{name: score(task, trained, records) for name, trained in models.items()},
             "alone": score(task, own_model, records),
             "alone_union": score(task, own_model, union),
+            "interval": _interval(task, models["federated"], records),
         }
         for name, records, own_model in zip(names or sites, parts, own, strict=True)
     ]
     overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
     alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))
-    return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows)
+    within = _interval(task, models["federated"], union)
+    return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows, within)
 
 
 def _without_privacy(config: Config) -> Config:
@@ -204,6 +209,12 @@ def score(task: Task, trained: Trained, records: Dataset) -> float | None:
         return summarise(task, sums, trained.scale).get(task.headline)
     logits = engine.logits(trained.model, trained.scale, records.test)
     return exact(task.headline, logits, labels_of(task, records)[records.test])
+
+
+def _interval(task: Task, trained: Trained, records: Dataset) -> Interval | None:
+    """The 95 % interval of the headline metric on the held-out records, where it has one."""
+    sums = LocalTraining(task, records, site="", device="cpu").evaluate(trained.model, trained.scale)
+    return intervals(task.metrics, sums, task.transform.unit(trained.scale)).get(task.headline)
 
 
 def exact(metric: str, logits: Logits, labels: Indices) -> float | None:

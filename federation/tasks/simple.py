@@ -37,8 +37,8 @@ def classifier(
     `inputs` are columns, or the shape of a record's numbers, which reach the model as they are, unscaled, and lie
     within `bounds`; of several arrays the shape of each by its name, which the model takes as arguments of these names
     or as one dict of them. Columns made by `number(…)` are scaled by the federation's mean and deviation. `learnt` is
-    what a table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is
-    `Task`'s; accuracy is reported first unless it has another `headline`.
+    what a table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class.
+    `rest` is `Task`'s; accuracy is reported first unless it has another `headline`.
     """
     words = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
     if logits == 1 and len(words) != 2:
@@ -97,9 +97,9 @@ def _columns(inputs: Inputs, bounds: tuple[float, float]) -> tuple[Column, ...]:
         if inputs and all(map(_is_shape, inputs.values())):
             return tuple(number(name, *bounds, shape=tuple(shape), scaling="none") for name, shape in inputs.items())
     elif _is_shape(inputs):
-        return (number(FEATURES, *bounds, shape=tuple(inputs), scaling="none"),)  # type: ignore[arg-type]
+        return (number(FEATURES, *bounds, shape=tuple(inputs), scaling="none"),)
     elif isinstance(inputs, Sequence) and inputs and all(isinstance(column, Column) for column in inputs):
-        return tuple(inputs)
+        return tuple(inputs)  # type: ignore[arg-type]
     raise ValueError(
         f"inputs are {str(inputs)[:80]}, expected a shape such as (3, 32, 32), shapes by name such as "
         '{"labs": (5,), "codes": (8,)}, or columns such as [number("age", 0, 120)]'

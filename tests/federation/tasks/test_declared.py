@@ -165,7 +165,12 @@ def test_a_file_is_read_with_its_name_in_the_error(tmp_path: Path) -> None:
     path.write_text("name: 3")
     with pytest.raises(ConfigError, match=re.escape(str(path))):
         read_task(path)
-    with pytest.raises(ConfigError, match="no such file"):
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"did you mean '.*mine.yaml'"):
+        read_task(tmp_path / "nine.yaml")
+    with pytest.raises(ConfigError, match=f"no such file in {Path.cwd()}"):
+        read_task(Path("none-such.yaml"))
+    with pytest.raises(ConfigError, match="it is a folder"):
         read_task(tmp_path)
 
 
