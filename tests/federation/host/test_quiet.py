@@ -156,7 +156,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     assert run(["client", "init", "--home", str(tmp_path / "file" / "home")]) == 1
-    assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'file' / 'home'}\n"
+    told = f"error: Not a directory: {tmp_path / 'file' / 'home'}; a part of this path is a file: name another place\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_library_does_not_tell_of_its_font_cache_amid_our_output() -> None:
