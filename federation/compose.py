@@ -41,6 +41,7 @@ SCORES: Final = "evaluate"  # a key that stands for a run which scores models
 ONE_RUN: Final = (STATISTICS, SCORES)  # whose commas are between columns or models of one run
 SCORING: Final = (*ONCE, "privacy=none")
 BROUGHT: Final = {"strategy": STRATEGIES, "partition": PARTITIONS}  # which need no settings of their own
+SCHEDULING: Final = ("task.schedule", "task.cooldown")
 SUFFIXES: Final = (".yaml", ".yml")
 DEFAULT: Final = "default"
 OVERRIDE: Final = "override"
@@ -71,7 +72,16 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
         key, checked_text = _check_override(text, folders)
         checked[key], by[key] = checked_text, origin
     values, choices = _hydra(list(checked.values()), folders)
-    config = bind(Config, values)
+    try:
+        config = bind(Config, values)
+    except ConfigError:
+        recommended = [key for key in SCHEDULING if by.get(key, OVERRIDE) != OVERRIDE]
+        if not recommended:
+            raise
+        for key in recommended:  # it gives way where the strategy, or the privacy, that was asked for has none
+            del checked[key], by[key]
+        values, choices = _hydra(list(checked.values()), folders)
+        config = bind(Config, values)
     return Composed(config, _origins(config, choices, by, folders))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import os
@@ -11,12 +12,14 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, ServiceError
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
+LOOKED_AT: Final = 10_000  # names of a folder
 LOCKED_S, LOOK_S = 30.0, 0.02  # for which a folder's lock is waited for, and between two looks
 
 
@@ -39,6 +42,17 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = 
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def not_there(path: Path) -> str:
+    """What to say of a file that is not there: where it was looked for, and what lies there under such a name."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"{path}: no such file: there is no folder {folder}"
+    alike = (child.name for child in folder.iterdir() if child.suffix == path.suffix)
+    close = difflib.get_close_matches(path.name, list(islice(alike, LOOKED_AT)), n=1, cutoff=0.5)
+    looked = "" if path.is_absolute() else f" in {folder}"
+    return f"{path}: no such file{looked}" + (f" (did you mean '{path.with_name(close[0])}'?)" if close else "")
 
 
 def sync_folder(path: Path) -> None:

@@ -23,7 +23,7 @@ from sovfed.simulations.configured import simulated
 from sovfed.simulations.federation import simulate_population
 from sovfed.simulations.partition import Partition
 from sovfed.simulations.population import Institution, Partitioned, compare_population, labels, make_population
-from sovfed.simulations.run_folder import run_folder
+from sovfed.simulations.run_folder import require_usable, run_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +125,7 @@ def simulate(
     if strategy is not None and not isinstance(strategy, str):
         settings = _with_strategy(strategy, settings)
         strategy = None
+    require_usable(None if folder is None else Path(folder))
     config = _config(task, data, rounds, strategy, privacy, institutions, seed, settings)
     resolved = configured_task(config.task)
     require_works(resolved)

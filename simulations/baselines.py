@@ -1,12 +1,15 @@
 """What a federated model is compared with: one model on all records pooled, and each institution's own model.
 
-Both are trained by the institutions' own engine (`clients/training/local.py`) for as many epochs as the federation ran.
+Both are trained by the institutions' own engine (`clients/training/local.py`): for as many epochs as the federation
+ran, at the task's rate, and half as many again in which it falls to 0. Without that, the last steps' noise is a part of
+the model: the mean over institutions averages it away, a single model keeps it, and pooled looks worse than federated.
 Only a simulation or a demo can do this: it reads every institution's records in one process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +20,7 @@ from sovfed.clients.data import Dataset, Records, load_records
 from sovfed.clients.training.local import LocalTraining
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import Sums, TrainRequest, Vector
+from sovfed.federation.metrics.intervals import Interval, intervals
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import Config, DataConfig
     from sovfed.federation.tasks.columns import Table
 
+COOLING: Final = 0.5  # of a baseline's training is added, in which its rate falls to 0
 SHOWN: Final = 40  # institutions that are told one by one
 Logits = npt.NDArray[np.float32]
 
@@ -45,7 +50,8 @@ class Comparison:
 
     `pooled`, `federated` and `alone_mean` are on all institutions' held-out records together; `alone_mean` is the mean
     over institutions' own models. A row is one institution's own held-out records: `institution` (its name), `train`,
-    `test` (counts), `pooled`, `alone`, `federated`, and `alone_union`, its own model on everybody's.
+    `test` (counts), `pooled`, `alone`, `federated`, and `alone_union`, its own model on everybody's. `interval`,
+    here and in a row, is the 95 % interval of `federated`, where the metric has one.
     """
 
     metric: str
@@ -53,6 +59,7 @@ class Comparison:
     alone_mean: float
     federated: float
     rows: list[dict[str, Any]]
+    interval: Interval | None = None
 
     def __repr__(self) -> str:
         lines = [
@@ -96,12 +103,14 @@ def compare(
             **{name: score(task, trained, records) for name, trained in models.items()},
             "alone": score(task, own_model, records),
             "alone_union": score(task, own_model, union),
+            "interval": _interval(task, models["federated"], records),
         }
         for name, records, own_model in zip(names or sites, parts, own, strict=True)
     ]
     overall = {name: _defined(task, score(task, trained, union)) for name, trained in models.items()}
     alone_mean = float(np.mean([_defined(task, row["alone_union"]) for row in rows]))
-    return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows)
+    within = _interval(task, models["federated"], union)
+    return Comparison(task.headline, overall["pooled"], alone_mean, overall["federated"], rows, within)
 
 
 def _without_privacy(config: Config) -> Config:
@@ -160,29 +169,36 @@ def _train(config: Config, records: Dataset, site: str) -> Trained:
     task = configured_task(config.task)
     engine = LocalTraining(task, records, site=site, device=config.client.device, precision=config.client.precision)
     scale = task.transform.scale(engine.profile())
-    start = initial_vector(task, config.seed)
-    request = TrainRequest(
-        run="baseline",
-        round=1,
-        task=task.name,
-        seed=config.seed,
-        proximal_mu=0.0,
-        model=start,
-        scale=scale,
-        **_whole_run(config),
-    )
-    update, _ = engine.train(request)
-    return Trained(start + update, scale)
+    model = initial_vector(task, config.seed)
+    for number, stage in enumerate(_stages(config), start=1):
+        request = TrainRequest(
+            run="baseline",
+            round=number,
+            task=task.name,
+            seed=config.seed,
+            proximal_mu=0.0,
+            model=model,
+            scale=scale,
+            **stage,
+        )
+        update, _ = engine.train(request)
+        model = model + update
+    return Trained(model, scale)
 
 
-def _whole_run(config: Config) -> dict[str, Any]:
-    """The task's own local training, as long as the run: epochs or steps of all rounds, without an exchange."""
+def _stages(config: Config) -> list[dict[str, Any]]:
+    """The task's own local training without an exchange: as long as the run, then half as long, the rate falling to 0.
+
+    The run's schedule is not followed: a reference is fitted to the end whatever it is.
+    """
     plan = dataclasses.asdict(config.task.plan())
-    steps = config.rounds * config.task.local_steps
     settings = {name: plan[name] for name in plan if name not in ("final_rate", "proximal_mu")}
-    epochs = config.rounds * config.task.local_epochs
-    end = config.task.schedule_over(config.rounds).ends(config.rounds)[1]
-    return {**settings, "local_epochs": epochs, "local_steps": steps, "rate_end": end}
+
+    def stage(share: float, rate_end: float) -> dict[str, Any]:
+        lengths = {name: math.ceil(share * config.rounds * plan[name]) for name in ("local_epochs", "local_steps")}
+        return {**settings, **lengths, "rate_end": rate_end}
+
+    return [stage(1.0, 1.0), stage(COOLING, 0.0)]
 
 
 def score(task: Task, trained: Trained, records: Dataset) -> float | None:
@@ -193,6 +209,12 @@ def score(task: Task, trained: Trained, records: Dataset) -> float | None:
         return summarise(task, sums, trained.scale).get(task.headline)
     logits = engine.logits(trained.model, trained.scale, records.test)
     return exact(task.headline, logits, labels_of(task, records)[records.test])
+
+
+def _interval(task: Task, trained: Trained, records: Dataset) -> Interval | None:
+    """The 95 % interval of the headline metric on the held-out records, where it has one."""
+    sums = LocalTraining(task, records, site="", device="cpu").evaluate(trained.model, trained.scale)
+    return intervals(task.metrics, sums, task.transform.unit(trained.scale)).get(task.headline)
 
 
 def exact(metric: str, logits: Logits, labels: Indices) -> float | None:

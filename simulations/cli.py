@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -105,10 +106,7 @@ def simulate(
       sovfed simulate -m --resume --folder sweep
     """
     from sovfed.server.runs.ending import ending
-    from sovfed.server.runs.tracking import Tracker
-    from sovfed.simulations.federation import simulate_population
-    from sovfed.simulations.population import make_population
-    from sovfed.simulations.run_folder import run_folder
+    from sovfed.simulations.run_folder import require_usable
     from sovfed.simulations.sweep import swept
 
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its strategies tell of every aggregation
@@ -124,17 +122,11 @@ def simulate(
         context.exit(code)
     if several := swept(overrides):
         raise ConfigError(f"{several[0]} has several values: add -m for a run for each of them")
-    config = _compose(overrides)
-    if baselines:
-        _require_model(config)
-    population = make_population(config)
-    console, on_start = _console(as_json), partial(click.echo, err=True)
-    with run_folder(folder, Path.cwd(), resume=resume) as folder:
-        tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
-        with _RoundsBar(console, config.rounds) as on_round:
-            outcome = simulate_population(
-                config, population, folder, tracker=tracker, resume=resume, on_round=on_round, on_start=on_start
-            )
+    require_usable(folder, resume=resume)
+    console = _console(as_json)
+    config, population, outcome, folder = _train(
+        overrides, console, folder, resume=resume, baselines=baselines, track=track
+    )
     comparison = _beside(console, config, population, outcome, folder) if baselines else None
     if as_json:
         click.echo(json.dumps(outcome.summary, indent=2))
@@ -149,12 +141,46 @@ def simulate(
         console.print(f"engine: {outcome.summary['engine']}, since {why}")
     if comparison is not None:
         from sovfed.federation.tasks.registry import configured_task
-        from sovfed.simulations.comparison_view import table
+        from sovfed.simulations.comparison_view import how_sure, table
 
         console.print(table(configured_task(config.task), comparison, LISTED))
+        if sure := how_sure(comparison, LISTED):
+            console.print(sure, markup=False, soft_wrap=True, highlight=False)
     for line in ending(outcome.summary, folder, str(folder)):
         console.print(line, markup=False, soft_wrap=True, highlight=False)
     console.print(f"folder: {folder}", markup=False)
+
+
+def _train(
+    overrides: tuple[str, ...], console: Console, chosen: Path | None, *, resume: bool, baselines: bool, track: bool
+) -> tuple[Config, Sequence[Institution], Outcome, Path]:
+    """The one run that `overrides` choose, in the folder `chosen` or a new one; Ctrl-C says how it is taken up."""
+    from sovfed.server.runs.tracking import Tracker
+    from sovfed.simulations.federation import simulate_population
+    from sovfed.simulations.population import make_population
+    from sovfed.simulations.run_folder import run_folder, to_resume
+
+    config = _compose(overrides)
+    if baselines:
+        _require_model(config)
+    population = make_population(config)
+    on_start = partial(click.echo, err=True)
+    folder = chosen
+    try:
+        with run_folder(chosen, Path.cwd(), resume=resume) as folder:
+            tracker = Tracker(config, folder, folder, config.run_name or folder.name) if track else None
+            with _RoundsBar(console, config.rounds) as on_round:
+                outcome = simulate_population(
+                    config, population, folder, tracker=tracker, resume=resume, on_round=on_round, on_start=on_start
+                )
+    except KeyboardInterrupt:
+        rounds = "" if folder is None else to_resume(folder)
+        if not rounds:
+            raise KeyboardInterrupt("interrupted before a round was done: there is nothing to go on with") from None
+        options = [*(["--baselines"] if baselines else []), *([] if track else ["--no-track"])]
+        again = shlex.join(["sovfed", "simulate", *overrides, *options, "--resume", "--folder", str(folder)])
+        raise KeyboardInterrupt(f"interrupted {rounds}; go on with: {again}") from None
+    return config, population, outcome, folder
 
 
 def _require_model(config: Config) -> None:
@@ -174,8 +200,11 @@ def _beside(
     from sovfed.simulations.comparison_view import in_summary
     from sovfed.simulations.population import compare_population
 
-    with console.status("baselines: pooled, and each institution alone"):
-        comparison = compare_population(config, population, outcome.model, outcome.scale)
+    try:
+        with console.status("baselines: pooled, and each institution alone"):
+            comparison = compare_population(config, population, outcome.model, outcome.scale)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; the run is done, in {folder}, its baselines are not") from None
     outcome.summary.update(in_summary(comparison))
     write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return comparison

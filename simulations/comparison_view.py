@@ -22,6 +22,7 @@ def in_summary(comparison: Comparison) -> dict[str, Any]:
         "pooled": comparison.pooled,
         "alone_mean": comparison.alone_mean,
         "federated": comparison.federated,
+        "federated_interval": comparison.interval,
         "by_institution": comparison.rows,
     }
 
@@ -42,6 +43,15 @@ def table(task: Task, comparison: Comparison, most: int | None = None) -> Table:
     figures = (comparison.pooled, comparison.alone_mean, comparison.federated)
     shown.add_row(*_cells(task, metric, ALL, counts, figures))
     return shown
+
+
+def how_sure(comparison: Comparison, most: int) -> str:
+    """A line of the 95 % intervals of the federated model's figures, of `most` institutions at most; "" without."""
+    if comparison.interval is None:
+        return ""
+    each = [(row["institution"], row["interval"]) for row in comparison.rows[:most] if row["interval"]]
+    spans = (f"{name} {low:.3f}–{high:.3f}" for name, (low, high) in [*each, (ALL, comparison.interval)])
+    return f"95 % intervals of federated, of records drawn at random: {', '.join(spans)}"
 
 
 def _cells(

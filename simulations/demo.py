@@ -40,13 +40,13 @@ def run_demo(config: Config, folder: Path, console: Console, keep: bool = False)
 
     `keep` leaves everything up until Ctrl-C. Raises ServiceError with the place of the logs if a step fails.
     """
+    if folder.exists() and any(folder.iterdir()):  # before any work
+        raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     if configured_task(config.task).build is None:
         raise ConfigError(f"task '{config.task.name}' trains no model, so there is no gain to show; try task=digits")
     data = sites(config)
     config = _with_all(config, len(data))
     tell_of_noise(planned(config, vector_size(config, configured_task(config.task))))
-    if folder.exists() and any(folder.iterdir()):
-        raise ServiceError(f"{folder} is not empty; choose another --folder or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     started = time.monotonic()
     institutions = [Institution(name, source) for name, source in zip(institution_names(data), data, strict=True)]

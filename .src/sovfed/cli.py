@@ -158,6 +158,8 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         reason = error.strerror or str(error) or type(error).__name__
         message = f"{reason}: {error.filename}" if error.filename else reason
+        if isinstance(error, NotADirectoryError):
+            message += "; a part of this path is a file: name another place"
         click.echo(f"error: {visible(message)}", err=True)
         return 1
     except ModuleNotFoundError as error:
@@ -165,8 +167,9 @@ def run(arguments: Sequence[str]) -> int:
             raise
         click.echo(f"error: {message}", err=True)
         return EXIT_CODES[ConfigError]
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        said = str(stopped) or str(stopped.__cause__ or "")  # Click puts its own in the place of Python's
+        click.echo(visible(said or "interrupted", keep=NEWLINE), err=True)
         return INTERRUPTED
 
 

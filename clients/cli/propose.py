@@ -82,6 +82,9 @@ def new(
     where.write_text(proposal.text, encoding="utf-8")
     for line in proposal.told:
         click.echo(visible(line, keep=""))
+    click.echo(
+        "every other column is an input: strike out what is not known when predicting (written after the outcome)"
+    )
     click.echo(f"wrote {where}: confirm what is marked '# to be confirmed', then `sovfed task check {where}`")
     given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
     needed = [setting for setting in proposal.settings if setting.partition("=")[0].removeprefix("data.") not in given]

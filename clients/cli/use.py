@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,9 +15,13 @@ from sovfed.federation.host.homes import default_home
 from sovfed.federation.text import NAME, visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sovfed.federation.models.coefficients import Coefficient
     from sovfed.federation.models.facts import Facts
     from sovfed.federation.models.saved import LoadedModel
 
+COEFFICIENTS: Final = 60  # that are printed
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 HOME: Final = click.option(
     "--home", type=click.Path(path_type=Path, file_okay=False), default=default_home("server"),
@@ -54,15 +59,18 @@ def show(model: str, home: Path, as_json: bool) -> None:
       sovfed model show model.safetensors
     """
     from sovfed.federation.models.facts import to_json
-    from sovfed.federation.models.saved import read_facts
+    from sovfed.federation.models.saved import linear_of, read_facts
 
     path = find(model, home)
     facts = read_facts(path)
+    what, lines = linear_of(path)
     if as_json:
-        click.echo(json.dumps(json.loads(to_json(facts)), indent=2))
+        more = {"coefficients": [dataclasses.asdict(line) for line in lines]} if lines else {}
+        click.echo(json.dumps({**json.loads(to_json(facts)), **more}, indent=2))
         return
     for line in told(facts):
         click.echo(visible(line))
+    _print_coefficients(what, lines)
     click.echo(f"next: sovfed model predict {model} FILE.csv")
 
 
@@ -82,8 +90,8 @@ def predict(
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
 
     SETTINGS of the group data say how TABLE is written, as in data.missing_words=[-99]; days without data.date_format
-    may be 2026-01-31 or 31.01.2026. Where the task is code out of an archive, that runs in a process without network
-    that opens these files alone.
+    may be 2026-01-31 or 31.01.2026. What a simulation's tables were declared to mean holds without being repeated.
+    Where the task is code out of an archive, that runs in a process without network that opens these files alone.
 
     \b
     Examples:
@@ -92,15 +100,21 @@ def predict(
       sovfed model predict model.safetensors patients.csv data.missing_words=[-99]
       sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
     """
-    from sovfed.clients.data.chosen import for_prediction
-    from sovfed.federation.files import write_private
+    from sovfed.clients.data.chosen import for_prediction, of_training
+    from sovfed.federation.files import not_there, write_private
 
     if not table.is_file():
-        raise DataError(f"{table}: {'not a regular file' if table.exists() else 'no such file'}")
+        raise DataError(f"{table}: not a regular file" if table.exists() else not_there(table))
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     for_prediction(settings)
     path = find(model, home)
+    given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
+    trained = [text for text in of_training(path) if text.partition("=")[0].removeprefix("data.") not in given]
+    if trained:
+        click.echo(visible(f"as the tables of its training: {' '.join(trained)}"), err=True)
+        settings = (*settings, *trained)
+        for_prediction(settings)
     archive = archive or _archive_of(path, home)
     if archive is None:
         from sovfed.clients.models.predicted import table_of
@@ -118,6 +132,26 @@ def predict(
         return
     write_private(out, text.encode())
     click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def _print_coefficients(what: str, lines: Sequence[Coefficient]) -> None:
+    """The table of a linear model's coefficients; nothing of any other's."""
+    from sovfed.federation.models.coefficients import NO_ERRORS
+    from sovfed.federation.tables import print_rows
+
+    if not lines:
+        return
+    click.echo(visible(f"coefficients of {what}; {NO_ERRORS}"))
+    several, odds = len({line.output for line in lines}) > 1, any(line.ratio is not None for line in lines)
+    rows = []
+    for line in lines[:COEFFICIENTS]:
+        ratio = "" if line.ratio is None else f"{line.ratio:.4g}"
+        value = (line.column, line.of, f"{line.value:.4g}", *([ratio] if odds else []))
+        rows.append((line.output, *value) if several else value)
+    heads = ("column", "", "coefficient", *(["odds ratio"] if odds else []))
+    print_rows(("of", *heads) if several else heads, rows)
+    if len(lines) > COEFFICIENTS:
+        click.echo(f"… {len(lines)} in all: --json, or the model's card")
 
 
 def _absolute(settings: tuple[str, ...]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from sovfed.federation.tasks.columns import Schema
 
+SUMMARY: Final = "summary.json"
+LONGEST_SUMMARY: Final = 1 << 24  # bytes
+OF_CELLS: Final = ("missing_words", "detection_limit", "date_format")  # what a cell means, in whichever file
 AUTO: Final = "auto"  # the source that stands for whichever reads what lies at data.path
 OF_A_PREDICTION: Final = frozenset(
     {
@@ -60,6 +64,18 @@ def for_prediction(settings: Sequence[str], keep: str = "") -> DataConfig:
                 + ", ".join(f"data.{name}" for name in sorted(OF_A_PREDICTION))
             )
     return dataclasses.replace(bind(DataConfig, values, "data", ConfigError), person=keep or None)
+
+
+def of_training(model: Path) -> list[str]:
+    """The settings `OF_CELLS` of the simulation that `model`, a folder or the file in it, came of; [] of any other."""
+    summary = (model if model.is_dir() else model.parent) / SUMMARY
+    try:
+        with summary.open("rb") as file:
+            data = json.loads(file.read(LONGEST_SUMMARY))["config"]["data"]
+        values = {key: data[key] for key in OF_CELLS if data[key] not in (None, [], getattr(DataConfig(), key))}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return []
+    return [f"data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
 
 
 def _values(settings: Sequence[str]) -> dict[str, object]:

@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from sovfed.clients.data.tables.words import ABSENT, FALSE, TRUE, fold
 from sovfed.clients.proposals.outliers import Apart, set_apart
-from sovfed.federation.tasks.columns import PACKED
+from sovfed.clients.proposals.wording import spelt
+from sovfed.federation.tasks.columns import LOG, PACKED
 from sovfed.federation.tasks.taskfile import EPOCH, LONGEST_WORD
 from sovfed.federation.text import steers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
 CONFIRM: Final = "to be confirmed"
 MOST_CATEGORIES: Final = 30
@@ -29,6 +34,8 @@ NICE: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 IDS: Final = re.compile(r"(.*[ _-])?(id|nr|no|number|key|uuid|guid|mrn|index)", re.IGNORECASE)
 NUMBER: Final = re.compile(r"[<>≤≥]?\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
 LIMITS: Final = "<>≤≥"
+TAIL: Final = 3.0  # a log-normal's with a deviation of 0.7; a normal's is 1
+LEAST_OF_A_TAIL: Final = 30  # values
 LIMIT: Final = "data.detection_limit=limit"
 GERMAN_DAYS: Final = "data.date_format=%d.%m.%Y"
 DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})\.(\d{1,2})\.(\d{4})", re.ASCII)
@@ -57,7 +64,7 @@ def absent(cell: str) -> bool:
 def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     """What a column is, by its name and its cells."""
     present = [cell for cell in cells if not absent(cell)]
-    words = sorted(set(present))
+    words = spelt(present)
     if not 1 <= len(name) <= LONGEST_WORD or name == PACKED or name.startswith(".") or steers(name):
         return Seen("", f"a name has 1 to {LONGEST_WORD} printable characters, is not 'x' and begins with no dot")
     if not present:
@@ -119,8 +126,18 @@ def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Se
     few = all_integers and different <= FEW and max(numbers) < 100
     note = f"{CONFIRM}: or the codes of categories?" if few else CONFIRM
     middle = sorted(apart.rest)[len(apart.rest) // 2]
+    if low >= 0 and not few and _has_long_tail(apart.rest):
+        values["scaling"], note = LOG, f"{note}; a long tail: scaled by its logarithm"
     codes = tuple(f"{code:g}" for code in apart.codes)
     return Seen("number", values=values, note=note, told=_apart(apart), middle=middle, codes=codes)
+
+
+def _has_long_tail(numbers: Sequence[float]) -> bool:
+    """Whether what is above the middle reaches so much further than what is below, as of lab values and costs."""
+    if len(numbers) < LEAST_OF_A_TAIL:
+        return False
+    least, middle, most = np.quantile(np.asarray(numbers), (0.05, 0.5, 0.95))
+    return bool(most - middle > TAIL * max(middle - least, 1e-9 * most))
 
 
 def _apart(apart: Apart) -> tuple[str, ...]:
@@ -166,6 +183,18 @@ def _dates(cells: Sequence[str]) -> list[int] | None:
         except ValueError:
             return None
     return days
+
+
+def numbers_of(cells: Sequence[str], decimal: str) -> npt.NDArray[np.float64]:
+    """The numbers of a column, NaN where a cell is none."""
+    read = (_numbers([cell], decimal) for cell in cells)
+    return np.array([np.nan if number is None else number[0] for number in read])
+
+
+def days_of(cells: Sequence[str]) -> npt.NDArray[np.float64]:
+    """The days since 1970 of a column, NaN where a cell is none."""
+    read = (_dates([cell]) for cell in cells)
+    return np.array([np.nan if days is None else float(days[0]) for days in read])
 
 
 def _january(days: int, decades: int) -> int:

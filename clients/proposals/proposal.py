@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.clients.data.tables.header import like_persons
 from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look, plausible
 from sovfed.clients.proposals.imaging import pictured
+from sovfed.clients.proposals.leaks import telling
 from sovfed.clients.proposals.sniffing import Sheet, files_of, read_sheet, together
+from sovfed.clients.proposals.wording import classes_of, coded_apart
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.schema import bind, nearest
@@ -68,6 +70,8 @@ def propose(
     guessed = not learnt
     if guessed:
         learnt = [_guess(profiles)]
+    if len(learnt) == 1 and learnt[0] in profiles:
+        profiles[learnt[0]] = _one_pair(learnt[0], profiles[learnt[0]], sheets)
     target = _target(learnt, profiles, event=bool(event))
     family, why = _family(len(sheet.rows), any(profile.kind == "image" for profile in profiles.values()))
     inputs = {column: profile for column, profile in profiles.items() if profile.kind and column not in learnt}
@@ -77,7 +81,7 @@ def propose(
             "name": name, "title": name, "person": whose or ONE_ROW, "target": target,
             "columns": tuple(_column(column, profile) for column, profile in inputs.items()),
             "model": family,
-            "training": Training(learning_rate=0.1, batch_size=32, local_epochs=1),  # plain SGD: private runs too
+            "training": _training(target),
         },
     )  # fmt: skip
     notes = {f"columns.{column}": profile.note for column, profile in inputs.items()} | {"person": whose_note}
@@ -91,9 +95,11 @@ def propose(
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
     apart = [f"'{column}': {line}" for column, profile in profiles.items() for line in profile.told]
     differ = [line for column, profile in inputs.items() for line in _middles(column, files, profile.middles)]
+    cells = {column: sheet.column(column) for column in (*inputs, *learnt)}
+    leaks = telling(inputs, {name: profiles[name] for name in learnt}, cells, sheet.decimal)
     remarks = [
-        *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]), *left_out, *lost, *apart, *differ,
-        f"model: {family.family}, {why}",
+        *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]),
+        *left_out, *lost, *apart, *differ, *leaks, f"model: {family.family}, {why}",
     ]  # fmt: skip
     text = "".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes | {"model.family": why})
     return Proposal(text, tuple(remarks), sheets[0].path, _settings(sheets[0], profiles))
@@ -114,7 +120,16 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
     if (images := pictured([(own.path.parent, own.column_like(name)) for own in sheets])) is not None:
         return images
     seen = look(name, sheet.column(name), sheet.decimal)
-    if len(sheets) == 1 or not seen.kind:
+    if len(sheets) == 1:
+        return seen
+    if seen.kind != "boolean":  # whose usual words are known, whichever a file has
+        usual, differing = coded_apart(name, sheets)
+        if differing:
+            cells = [cell for own in usual for cell in own.column_like(name)]
+            seen = look(name, cells, usual[0].decimal)
+            seen.told += tuple(differing)
+            return seen
+    if not seen.kind:
         return seen
     if _names_files([own.column_like(name) for own in sheets]):
         return Seen("", "one word in each file: it names the institution, and tells nothing within one")
@@ -127,6 +142,17 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
         if middles:
             seen.values |= plausible(statistics.median(middles), seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
+
+
+def _one_pair(name: str, seen: Seen, sheets: Sequence[Sheet]) -> Seen:
+    """What a yes/no column is that is learnt: its classes are the words of most files, for a class has one word."""
+    if seen.kind != "boolean" or len(sheets) == 1:
+        return seen
+    usual, differing = classes_of(name, sheets)
+    if differing:
+        seen = look(name, [cell for own in usual for cell in own.column_like(name)], usual[0].decimal)
+        seen.told += tuple(differing)
+    return seen
 
 
 def _names_files(columns: Sequence[Sequence[str]]) -> bool:
@@ -209,6 +235,17 @@ def _target(learnt: Sequence[str], profiles: dict[str, Seen], *, event: bool) ->
         raise ConfigError(f"'{learnt[0]}' is a date, which cannot be learnt; learn the days to it")
     classes = first.values.get("categories") or (*first.values["false"], *first.values["true"])
     return _made({"kind": "binary" if len(classes) == 2 else "classes", "column": learnt[0], "classes": classes})
+
+
+def _training(target: Target) -> Training:
+    """Plain SGD, which private runs take too, whose rate falls to 0 in the end.
+
+    The gradient of a squared error grows with the error: where columns have long tails, steps at a rate that stays
+    swing about the best model to the end, so numbers are learnt in smaller ones that fall for longer.
+    """
+    if target.kind == "number":
+        return Training(learning_rate=0.05, batch_size=32, local_epochs=1, schedule="wsd", cooldown=0.5)
+    return Training(learning_rate=0.1, batch_size=32, local_epochs=1, schedule="wsd")
 
 
 def _made(values: dict[str, Any]) -> Target:

@@ -19,6 +19,7 @@ from sovfed.clients.data.tables.dialect import look_at
 from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.words import fold
 from sovfed.federation.errors import DataError
+from sovfed.federation.files import not_there
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -73,7 +74,7 @@ def read_sheet(path: Path, written: DataConfig) -> Sheet:
     Raises DataError, with the line but never a value.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise DataError(not_there(path))
     missing = {fold(word) for word in written.missing_words}
 
     def told(cells: Iterable[str | None]) -> list[str]:

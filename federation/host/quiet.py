@@ -7,6 +7,7 @@ that holds keys or records.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -101,6 +102,7 @@ def be_quiet(home: Path | None = None) -> None:
     for name in REMOVED:
         os.environ.pop(name, None)
     os.environ.update({**QUIET, **_own(home)})
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # else it tells of its cache amid our output
 
 
 def _threads() -> dict[str, str]:

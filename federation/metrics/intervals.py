@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sovfed.federation.metrics.counts import Floats
 
 Z: Final = 1.959964
+OF_RECORDS: Final = "The 95 % intervals are of records drawn at random, not of other institutions"
 Interval = tuple[float, float]
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation.metrics.intervals import OF_RECORDS
+from sovfed.federation.models.coefficients import NO_ERRORS
 from sovfed.federation.privacy.statement import detection_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from sovfed.federation.metrics.intervals import Interval
+    from sovfed.federation.models.coefficients import Coefficient
     from sovfed.federation.models.facts import Facts, Privacy
     from sovfed.federation.tasks.columns import Column
 
@@ -17,10 +21,14 @@ MAX_ROWS: Final = 500  # of the schema's table
 LISTED: Final = 100  # institutions that are named
 
 
-def to_html(facts: Facts, sha256: str, outside: Mapping[str, float] | None = None) -> str:
+def to_html(
+    facts: Facts, sha256: str, outside: Mapping[str, float] | None = None, *,
+    within: Mapping[str, Interval] | None = None, linear: tuple[str, Sequence[Coefficient]] = ("", ()),
+) -> str:  # fmt: skip
     """The page, self-contained; all text from outside is escaped. `sha256` is of `model.safetensors`.
 
-    `outside` are metrics that a simulator measured of a private model; the page says that no ε covers them.
+    `outside` are metrics that a simulator measured of a private model; the page says that no ε covers them. `within`
+    are 95 % intervals of the run's metrics, `linear` what the coefficients of a linear model are of, and they.
     """
     task, run = facts.task, facts.run
     targets = [column for column in task.schema.columns if column.role == "target"]
@@ -29,7 +37,8 @@ def to_html(facts: Facts, sha256: str, outside: Mapping[str, float] | None = Non
         digest=_safe(task.digest), sha256=_safe(sha256), run=_safe(run.name), date=_safe(run.date),
         purpose=_purpose(targets), data=_data(facts), rows="".join(map(_row, task.schema.columns[:MAX_ROWS])),
         more="" if len(task.schema.columns) <= MAX_ROWS else f"<p>… {len(task.schema.columns)} columns in all.</p>",
-        metrics=_metrics(facts, outside or {}), privacy=_privacy(run.privacy) + _further(run.started_from),
+        metrics=_metrics(facts, outside or {}, within or {}), linear=_linear(*linear),
+        privacy=_privacy(run.privacy) + _further(run.started_from),
         parameters=f"{task.parameters:,}",
         rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
         source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
@@ -64,9 +73,11 @@ def _row(column: Column) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _metrics(facts: Facts, outside: Mapping[str, float]) -> str:
+def _metrics(facts: Facts, outside: Mapping[str, float], within: Mapping[str, Interval]) -> str:
     if facts.run.metrics:
-        return "<p>On the held-out records of all institutions together.</p>" + _measured(facts.run.metrics)
+        sure = f" {_safe(OF_RECORDS)}." if within else ""
+        told = f"<p>On the held-out records of all institutions together.{sure}</p>"
+        return told + _measured(facts.run.metrics, within)
     if outside:
         return (
             "<p><strong>As only a simulation can know it</strong>: the simulator, who holds all records, measured the "
@@ -81,9 +92,33 @@ def _metrics(facts: Facts, outside: Mapping[str, float]) -> str:
     )
 
 
-def _measured(metrics: Mapping[str, float]) -> str:
-    rows = "".join(f"<tr><td>{_safe(name)}</td><td>{value:.4g}</td></tr>" for name, value in sorted(metrics.items()))
-    return f"<table><tr><th>Metric</th><th>Value</th></tr>{rows}</table>"
+def _measured(metrics: Mapping[str, float], within: Mapping[str, Interval] | None = None) -> str:
+    rows = [f"<td>{_safe(name)}</td><td>{value:.4g}</td>" for name, value in sorted(metrics.items())]
+    if not within:
+        return f"<table><tr><th>Metric</th><th>Value</th></tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+    spans = (f"{within[name][0]:.3g} to {within[name][1]:.3g}" if name in within else "–" for name in sorted(metrics))
+    cells = "".join(f"<tr>{row}<td>{span}</td></tr>" for row, span in zip(rows, spans, strict=True))
+    return f"<table><tr><th>Metric</th><th>Value</th><th>95 %</th></tr>{cells}</table>"
+
+
+def _linear(what: str, lines: Sequence[Coefficient]) -> str:
+    """The table of a linear model's coefficients, "" of any other's."""
+    if not lines:
+        return ""
+    several, odds = len({line.output for line in lines}) > 1, any(line.ratio is not None for line in lines)
+    heads = [*(["Of"] if several else []), "Column", "", "Coefficient", *(["Odds ratio"] if odds else [])]
+    rows = []
+    for line in lines[:MAX_ROWS]:
+        ratio = "–" if line.ratio is None else f"{line.ratio:.4g}"
+        value = (line.column, line.of, f"{line.value:.4g}", *([ratio] if odds else []))
+        cells = (line.output, *value) if several else value
+        rows.append("<tr>" + "".join(f"<td>{_safe(cell)}</td>" for cell in cells) + "</tr>")
+    more = "" if len(lines) <= MAX_ROWS else f"<p>… {len(lines)} in all.</p>"
+    head = "".join(f"<th>{_safe(name)}</th>" for name in heads)
+    return (
+        f"<h2>Its coefficients</h2><p>Of {_safe(what)}. There are {_safe(NO_ERRORS)}.</p>"
+        f"<table><tr>{head}</tr>{''.join(rows)}</table>{more}"
+    )
 
 
 def _privacy(privacy: Privacy | None) -> str:
@@ -154,6 +189,7 @@ Digest of the task: <code>{digest}</code></p>
 {source}
 <h2>How good it is</h2>
 {metrics}
+{linear}
 <h2>What it promises the persons in the records</h2>
 {privacy}
 <h2>What it is given</h2>

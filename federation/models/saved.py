@@ -21,6 +21,7 @@ from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.files import replacing, write_private
 from sovfed.federation.messages import OWN, Vector
 from sovfed.federation.models.card import to_html
+from sovfed.federation.models.coefficients import LINEAR, Coefficient, linear
 from sovfed.federation.models.facts import Facts, RunFacts, TaskFacts, facts_of, to_json
 from sovfed.federation.models.outputs import Predictions, Reading, named
 from sovfed.federation.models.stored import (
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sovfed.federation.messages import Sums
+    from sovfed.federation.metrics.intervals import Interval
     from sovfed.federation.tasks.columns import Table
 
 FLAT: Final = "model"  # the one tensor of a task that trains nothing
@@ -114,32 +116,56 @@ class LoadedModel:
         return outputs
 
 
-def save_model(folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFacts, normalisation: str = OWN) -> str:
+def save_model(
+    folder: Path, task: Task, vector: Vector, scale: Sums, run: RunFacts, normalisation: str = OWN,
+    within: Mapping[str, Interval] | None = None,
+) -> str:  # fmt: skip
     """Write the model `vector` [d] with its `scale` into `folder`, as `FILES`; the SHA-256 of `model.safetensors`.
 
-    `task` is the one that was trained, of which `normalisation` says how its layers were made.
+    `task` is the one that was trained, of which `normalisation` says how its layers were made; `within` are intervals
+    of metrics, for the card.
     """
-    return write_model(folder, task, vector, facts_of(task, scale, run, normalisation))
+    return write_model(folder, task, vector, facts_of(task, scale, run, normalisation), within)
 
 
-def write_model(folder: Path, task: Task, vector: Vector, facts: Facts) -> str:
+def write_model(
+    folder: Path, task: Task, vector: Vector, facts: Facts, within: Mapping[str, Interval] | None = None
+) -> str:
     """`save_model` with facts that are known: equal ones of an equal model give equal bytes, so an equal digest."""
     from safetensors.torch import save_file
 
     head = {"sovfed": to_json(facts)}  # one key: safetensors writes several in any order
     with replacing(folder / MODEL) as draft:
-        save_file(_apart(tensors_of(task, vector)), draft, metadata=head)
+        tensors = tensors_of(task, vector)
+        save_file(_apart(tensors), draft, metadata=head)
         with draft.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     write_private(folder / FACTS, to_json(facts, model_sha256=digest).encode())
-    write_private(folder / CARD, to_html(facts, digest).encode())
+    told = linear(task, tensors, facts.scale(task.transform.size))
+    write_private(folder / CARD, to_html(facts, digest, within=within, linear=told).encode())
     return digest
 
 
 def write_card(folder: Path, outside: Mapping[str, float] | None = None) -> None:
     """Write the card of the model in `folder` anew, with metrics from `outside` of the federation (`to_html`)."""
     digest = hashlib.sha256(read(folder / MODEL)).hexdigest()
-    write_private(folder / CARD, to_html(read_facts(folder), digest, outside).encode())
+    told = linear_of(folder)
+    write_private(folder / CARD, to_html(read_facts(folder), digest, outside, linear=told).encode())
+
+
+def linear_of(path: Path) -> tuple[str, list[Coefficient]]:
+    """What the coefficients of the model in `path` are of, and they. Raises DataError.
+
+    ("", []) unless it is linear, and its task is known here.
+    """
+    file = path / MODEL if path.is_dir() else path
+    if set(head_of(read(file), file)[1]) != LINEAR:
+        return "", []
+    try:
+        loaded = load_model(path)
+    except ConfigError:  # the task's package, or archive, is not here
+        return "", []
+    return linear(loaded.task, named_tensors(loaded.task, loaded.module), loaded.scale)
 
 
 def tensors_of(task: Task, vector: Vector) -> dict[str, Tensor]:

@@ -151,14 +151,16 @@ class Task:
     def _built(self, seed: int) -> Module:
         import torch
 
-        from sovfed.federation.tasks.layout import Applied, call
+        from sovfed.federation.tasks.layout import Applied, way_to_call
 
         if self.build is None or self.loss is None:
             raise ConfigError(f"task '{self.name}' has no model to train")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = self.build()
-        return module if self._plain(module) else Applied(module, self.predict or call)
+        if self._plain(module):
+            return module
+        return Applied(module, self.predict or way_to_call(module, self.transform.names))
 
     def _plain(self, module: Module) -> bool:
         """Whether the module takes the inputs as they are and returns a tensor: nothing stands around it then."""

@@ -67,6 +67,7 @@ class Column:
     false: tuple[str, ...] = dataclasses.field(default=())
 
     def __post_init__(self) -> None:
+        self._check_choices()
         if self.name.startswith(".") or self.name != self.name.strip():
             raise ValueError(f"column {self.name!r}: a name begins with no dot and has no spaces around it")
         if not self.low < self.high:
@@ -91,6 +92,12 @@ class Column:
             raise ValueError(f"column '{self.name}': only a scalar input may be missing")
         if self.plausible and (len(self.plausible) != 2 or not self.plausible[0] < self.plausible[1]):
             raise ValueError(f"column '{self.name}': plausible is {list(self.plausible)}, expected [least, greatest]")
+
+    def _check_choices(self) -> None:
+        for key, options in (("kind", KINDS), ("role", ROLES), ("missing", MISSING), ("scaling", SCALINGS)):
+            if (value := getattr(self, key)) not in options:
+                array = "; an array of numbers is a number with a shape" if key == "kind" else ""
+                raise ValueError(f"column '{self.name}': {key} is '{value}', expected {', '.join(options)}{array}")
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import not_there
 from sovfed.federation.metrics import (
     BinaryMetrics,
     ClassMetrics,
@@ -62,7 +63,7 @@ def read_task(path: Path) -> DeclaredTask:
     """The task that the file `path` declares. Raises ConfigError, naming the file."""
     try:
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file")
+            raise ConfigError(f"{path}: it is a folder" if path.is_dir() else not_there(path))
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

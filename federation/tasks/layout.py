@@ -8,6 +8,7 @@ built at each place by the same code: frozen parameters, constant buffers, count
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from sovfed.federation.tasks.trees import mapped
 from sovfed.federation.vectors import MAX_PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -59,6 +60,20 @@ def floats(module: nn.Module) -> torch.dtype:
 def call(module: nn.Module, inputs: Tree) -> object:
     """The module with its one input, or with all of them by name."""
     return module(**inputs) if isinstance(inputs, dict) else module(inputs)
+
+
+def way_to_call(module: nn.Module, names: Collection[str]) -> Callable[[nn.Module, Tree], object]:
+    """How to give `module` the inputs `names`: each by its name, or all of them as one dict if it takes one thing."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    takes = {each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    needed = [each for each in parameters if each.name in takes and each.default is each.empty]
+    by_name = any(each.kind is each.VAR_KEYWORD for each in parameters) or takes.issuperset(names)
+    return call if by_name or len(needed) != 1 else whole
+
+
+def whole(module: nn.Module, inputs: Tree) -> object:
+    """The module with all its inputs as one tree."""
+    return module(inputs)
 
 
 def outputs_of(found: object) -> Tensor:

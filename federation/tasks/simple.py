@@ -2,6 +2,7 @@
 
     TASK = classifier("digits", Net, (1, 8, 8), classes=10)
     TASK = classifier("scans", Net, Column("scan", "image", shape=(3, 32, 32)), classes=("healthy", "ill"))
+    TASK = classifier("visits", Net, {"labs": (5,), "codes": (8,)}, classes=2)
     TASK = regressor("stay", Net, [number("age", 0, 120), number("bmi", 5, 100)], low=0, high=365)
 
 Whatever these do not say, `Task` and `Schema` do.
@@ -9,7 +10,7 @@ Whatever these do not say, `Task` and `Schema` do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sovfed.federation.metrics import BinaryMetrics, ClassMetrics, MultiLabelMetrics, RegressionMetrics, TokenMetrics
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.metrics import Metric
 
-Inputs: TypeAlias = Column | Sequence[Column] | tuple[int, ...]
+Inputs: TypeAlias = Column | Sequence[Column] | tuple[int, ...] | Mapping[str, tuple[int, ...]]
 BOUNDS: Final = (-10.0, 10.0)  # of numbers that are already scaled
 FEATURES: Final = "features"
 
@@ -34,9 +35,10 @@ def classifier(
     """A task whose model puts each record into one of `classes` (their words, or how many): one logit for each.
 
     `inputs` are columns, or the shape of a record's numbers, which reach the model as they are, unscaled, and lie
-    within `bounds`; columns made by `number(…)` are scaled by the federation's mean and deviation. `learnt` is what a
-    table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class. `rest` is
-    `Task`'s; accuracy is reported first unless it has another `headline`.
+    within `bounds`; of several arrays the shape of each by its name, which the model takes as arguments of these names
+    or as one dict of them. Columns made by `number(…)` are scaled by the federation's mean and deviation. `learnt` is
+    what a table calls the class. `logits` = 1 is for two classes and a model with one logit, of the second class.
+    `rest` is `Task`'s; accuracy is reported first unless it has another `headline`.
     """
     words = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
     if logits == 1 and len(words) != 2:
@@ -88,12 +90,24 @@ def language_model(
 
 
 def _columns(inputs: Inputs, bounds: tuple[float, float]) -> tuple[Column, ...]:
-    """The columns of `inputs`; of a shape, the one column of numbers that stay what they are."""
+    """The columns of `inputs`; of shapes, columns of numbers that stay what they are. Raises ValueError."""
     if isinstance(inputs, Column):
         return (inputs,)
-    if all(isinstance(size, int) for size in inputs):
+    if isinstance(inputs, Mapping):
+        if inputs and all(map(_is_shape, inputs.values())):
+            return tuple(number(name, *bounds, shape=tuple(shape), scaling="none") for name, shape in inputs.items())
+    elif _is_shape(inputs):
         return (number(FEATURES, *bounds, shape=tuple(inputs), scaling="none"),)
-    return tuple(inputs)  # type: ignore[arg-type]
+    elif isinstance(inputs, Sequence) and inputs and all(isinstance(column, Column) for column in inputs):
+        return tuple(inputs)  # type: ignore[arg-type]
+    raise ValueError(
+        f"inputs are {str(inputs)[:80]}, expected a shape such as (3, 32, 32), shapes by name such as "
+        '{"labs": (5,), "codes": (8,)}, or columns such as [number("age", 0, 120)]'
+    )
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and bool(value) and all(type(size) is int for size in value)
 
 
 def _task(

@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.schema import bind, bounded, named, nearest
+from sovfed.federation.plan import SCHEDULES
+from sovfed.federation.schema import bind, bounded, choice, named, nearest
 from sovfed.federation.tasks.columns import Column, Schema
 from sovfed.federation.tasks.document import block, parse
 from sovfed.federation.tasks.families import Family, family_of
@@ -41,6 +42,8 @@ class Training:
     batch_size: int | None = bounded(None, 1, 1_000_000)
     local_epochs: int | None = bounded(None, 1, 10_000)
     rounds: int | None = bounded(None, 1, 100_000)
+    schedule: str | None = choice(None, SCHEDULES)
+    cooldown: float | None = bounded(None, 0.01, 1.0)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class TaskFile:
 def read_text(text: bytes | str) -> TaskFile:
     """The task file that `text` is. Raises ConfigError, and nothing else, whatever the bytes are."""
     values = parse(text)
+    known = [item.name for item in dataclasses.fields(TaskFile)]
+    for name in values:  # first: what is misspelt is missing too
+        if name not in known:
+            shown = visible(str(name)[:64], keep="")
+            raise ConfigError(f"unknown key '{shown}'{nearest(shown, known)}")
     for name in ("name", "title", "person", "columns", "target", "model"):
         if name not in values:
             raise ConfigError(f"missing key '{name}'")

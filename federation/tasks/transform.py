@@ -60,6 +60,12 @@ class Transform:
         indicators = sum(column.indicator for column in self.schema.numbers)
         return len(self.schema.numbers) + indicators + sum(map(_categories, self.schema.codes))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of what a model is given: `PACKED`, where there are numbers or categories, and each array's own."""
+        packed = (PACKED,) if self.schema.numbers or self.schema.codes else ()
+        return (*packed, *(column.name for column in self.schema.shaped))
+
     def profile(self, table: Table) -> Sums:
         """[present (f), Σu (f), Σu² (f)] over the records of `table`: sums, which may be added."""
         u = np.empty((len(next(iter(table.values()))) if table else 0, self.size))

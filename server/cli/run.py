@@ -190,6 +190,7 @@ def show(name: str, home: Path, as_json: bool) -> None:
     from sovfed.server.orders.withdrawn import read_withdrawn
     from sovfed.server.runs.attendance import absences, attendance
     from sovfed.server.runs.curves import read_rounds
+    from sovfed.server.runs.ending import intervals_told
     from sovfed.server.runs.folders import read_run, read_summary, run_folder
 
     run = read_run(home, name, _control(home, required=False))
@@ -214,6 +215,8 @@ def show(name: str, home: Path, as_json: bool) -> None:
         metrics = summary["metrics"] or "not told by a private run; privacy.html in its folder says what is promised"
         told = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()) if isinstance(metrics, dict) else metrics
         console.print(f"held-out metrics of all institutions: {told}", markup=False)
+        if within := intervals_told(summary):
+            console.print(within, markup=False, soft_wrap=True)
         if sealed := summary.get("isolation"):
             isolation = ", ".join(f"{institution}: {seal}" for institution, seal in sorted(sealed.items()))
             console.print(
@@ -384,23 +387,30 @@ def watch(home: Path, name: str, quiet: bool = False) -> dict[str, Any]:
     control = ControlClient(home, load_settings(home).server.control_port)
     console = Console(quiet=quiet)
     told, looked, printed = list[str](), 0.0, ""
-    with rounds_bar(console) as progress:
-        shown = progress.add_task("waiting for institutions", total=None)
-        while True:
-            run, lines = read_run(home, name, control), read_rounds(run_folder(home, name))
-            if time.monotonic() - looked > LOOK_S and run["status"] not in ENDED:
-                told, looked = _waiting(home, run, control), time.monotonic()
-                words = re.sub(r"\d+", "", " ".join(told))  # which seconds alone have changed is no news to a pipe
-                if not console.is_terminal and words not in ("", printed):
-                    console.print("\n".join(map(cell, told)), soft_wrap=True)
-                    printed = words
-            text = round_text(lines[-1]) if lines else "no round is done yet"
-            present = [run["presence"]["sentence"]] if run["presence"] else []
-            description = "\n".join(map(cell, [text, *present, *told]))
-            progress.update(shown, total=run["rounds"], completed=len(lines), description=description)
-            if run["status"] in ENDED:
-                return run
-            time.sleep(0.3)
+    try:
+        with rounds_bar(console) as progress:
+            shown = progress.add_task("waiting for institutions", total=None)
+            while True:
+                run, lines = read_run(home, name, control), read_rounds(run_folder(home, name))
+                if time.monotonic() - looked > LOOK_S and run["status"] not in ENDED:
+                    told, looked = _waiting(home, run, control), time.monotonic()
+                    words = re.sub(r"\d+", "", " ".join(told))  # which seconds alone have changed is no news to a pipe
+                    if not console.is_terminal and words not in ("", printed):
+                        console.print("\n".join(map(cell, told)), soft_wrap=True)
+                        printed = words
+                text = round_text(lines[-1]) if lines else "no round is done yet"
+                present = [run["presence"]["sentence"]] if run["presence"] else []
+                description = "\n".join(map(cell, [text, *present, *told]))
+                progress.update(shown, total=run["rounds"], completed=len(lines), description=description)
+                if run["status"] in ENDED:
+                    return run
+                time.sleep(0.3)
+    except KeyboardInterrupt:
+        at = option(home)
+        raise KeyboardInterrupt(
+            f"no longer watching; run '{name}' goes on at the agency. `sovfed run show {name}{at}` tells how it goes, "
+            f"`sovfed run logs {name} -f{at}` follows it, `sovfed run stop {name}{at}` ends it"
+        ) from None
 
 
 def _waiting(home: Path, run: dict[str, Any], control: ControlClient | None = None) -> list[str]:

@@ -112,6 +112,7 @@ def summary_of(
         "bytes_down_per_round": _median(lines, "bytes_down"),
         "metric": task.headline,
         "metrics": summarise(task, final.sums, scale) if final.sums is not None else {},
+        "intervals": {} if final.sums is None else intervals(task.metrics, final.sums, task.transform.unit(scale)),
         "metrics_by_institution": {name: summarise(task, sums, scale) for name, sums in sorted(by_name.items())},
         "config": stored(config),
     }

@@ -14,6 +14,13 @@ CARD: Final = "model.html"
 STATEMENT: Final = "privacy.html"
 
 
+def intervals_told(summary: dict[str, Any]) -> str:
+    """How sure the metrics of `summary` are, in a line; "" where none has an interval."""
+    within = summary.get("intervals") or {}
+    spans = "  ".join(f"{name} {low:.3f} to {high:.3f}" for name, (low, high) in within.items())
+    return f"95 % intervals, of records drawn at random: {spans}" if spans else ""
+
+
 def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") -> list[str]:
     """Lines about the run in `folder`; `model` is what `sovfed model` finds its model by: a run's name, or a path.
 
@@ -23,6 +30,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
     if summary["metrics"]:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in summary["metrics"].items())
         lines.append(f"held-out metrics of all institutions: {figures}")
+        lines += filter(None, [intervals_told(summary)])
     if summary.get("epsilon") is not None:
         silent = "" if "table" in summary else "; no metric left the institutions"
         lines.append(

@@ -56,7 +56,8 @@ def publish(folder: Path, task: Task, model: Vector, scale: Sums, summary: dict[
     from sovfed.federation.models.saved import save_model
 
     run = run_facts(folder.name, summary)
-    return save_model(folder, task, model, scale, run, summary["config"]["task"].get("normalisation", OWN))
+    how = summary["config"]["task"].get("normalisation", OWN)
+    return save_model(folder, task, model, scale, run, how, summary.get("intervals"))
 
 
 def _publish_table(folder: Path, task: Task, sums: Vector, scale: Sums, summary: dict[str, Any]) -> str:

@@ -104,6 +104,17 @@ def test_an_interrupt_exits_as_shells_expect(capsys: pytest.CaptureFixture[str],
     assert (code, err.strip()) == (130, "interrupted")
 
 
+@pytest.mark.parametrize("failing", [NotADirectoryError(20, "Not a directory", "a/file/run")], indirect=True)
+def test_a_file_within_a_path_is_told_with_what_to_do(capsys: pytest.CaptureFixture[str], failing: str) -> None:
+    told = "error: Not a directory: a/file/run; a part of this path is a file: name another place\n"
+    assert run(capsys, failing) == (1, "", told)
+
+
+@pytest.mark.parametrize("failing", [KeyboardInterrupt("the run goes on")], indirect=True)
+def test_an_interrupt_says_what_it_left(capsys: pytest.CaptureFixture[str], failing: str) -> None:
+    assert run(capsys, failing)[::2] == (130, "\nthe run goes on\n")
+
+
 def test_config_show_prints_every_key_with_who_chose_it(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "config", "show", "task=heart", "rounds=7")
     assert code == 0

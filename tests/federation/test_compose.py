@@ -219,3 +219,19 @@ def test_a_model_to_score_may_lie_in_a_folder_of_any_name(path: str) -> None:
 def test_a_list_of_models_that_is_none_is_told(asked: str) -> None:
     with pytest.raises(ConfigError, match="is no JSON list of paths"):
         compose(["task=heart", f"evaluate={asked}"])
+
+
+def test_a_schedule_that_a_task_recommends_gives_way_where_a_run_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "format: 1\nname: mine\ntitle: Mine\nperson: one row a person\n"
+        "columns: {age: {kind: number, low: 0, high: 120}}\n"
+        'target: {kind: binary, column: ill, classes: ["no", "yes"]}\nmodel: {family: linear}\n'
+        "training: {learning_rate: 0.2, schedule: wsd, cooldown: 0.5}\n"
+    )
+    assert compose([f"task={path}"]).config.task.schedule == "wsd"
+    for asked in ("strategy=scaffold", "privacy=silo"):
+        task = compose([f"task={path}", asked]).config.task
+        assert (task.schedule, task.learning_rate) == ("constant", 0.2)
+    with pytest.raises(ConfigError, match="schedule"):
+        compose([f"task={path}", "privacy=silo", "task.schedule=linear"])

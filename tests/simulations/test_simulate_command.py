@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from sovfed.federation.errors import ConfigError
+import sovfed
+from sovfed.clients.cli.use import cli as model
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.models.saved import load_model
 from sovfed.federation.tasks.registry import get_task
+from sovfed.server.runs.curves import read_rounds
 from sovfed.simulations.baselines import Comparison
 from sovfed.simulations.cli import simulate
 from sovfed.simulations.cli_sweep import compare
@@ -28,6 +37,7 @@ def simulated(folder: Path, *asked: str) -> Result:
 def test_baselines_stand_in_the_table_the_summary_and_a_comparison(tmp_path: Path) -> None:
     told = simulated(tmp_path / "run", "--baselines").stdout
     assert "pooled" in told and "all tests together" in told and "hospital-4" in told
+    assert "95 % intervals of federated" in told and "95 % intervals, of records drawn at random: accuracy" in told
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [row["institution"] for row in summary["by_institution"]] == [f"hospital-{n}" for n in range(1, 5)]
     assert summary["federated"] == pytest.approx(summary["metrics"]["auc"], abs=0.004)  # exact, and of 128 bins
@@ -47,6 +57,57 @@ def test_baselines_that_cannot_be_are_refused_before_anything_runs(tmp_path: Pat
     with pytest.raises(ConfigError, match=why):
         CliRunner().invoke(simulate, [*asked, "--baselines", "--folder", str(tmp_path / "run")], catch_exceptions=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_taken_is_told_before_any_work(tmp_path: Path) -> None:
+    """Before the task is even looked for, which here is not there: that would take long, and be said first."""
+    (tmp_path / "file").write_text("x")
+    for folder, why in (("file/run", "file is a file: name a folder"), (".", "is not empty: choose another folder")):
+        with pytest.raises(ConfigError, match=why):
+            CliRunner().invoke(simulate, ["task=none.yaml", "--folder", str(tmp_path / folder)], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="no run to go on with lies there"):
+        CliRunner().invoke(simulate, ["task=none.yaml", "--resume", "--folder", str(tmp_path)], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="is not empty"):
+        sovfed.simulate("none.yaml", folder=tmp_path)
+
+
+def test_an_interrupt_says_how_the_run_is_taken_up(tmp_path: Path) -> None:
+    """As typed: a real process, which is sent what Ctrl-C sends once some rounds are done."""
+    folder = tmp_path / "a run"
+    command = [sys.executable, "-m", "sovfed", "simulate", "task=breast_cancer", "rounds=5000", "--no-track"]
+    with subprocess.Popen([*command, "--folder", str(folder)], stderr=subprocess.PIPE, text=True) as process:
+        while not read_rounds(folder) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    line = told.strip().splitlines()[-1]
+    again = f"sovfed simulate task=breast_cancer rounds=5000 --no-track --resume --folder '{folder}'"
+    assert re.fullmatch(rf"interrupted after \d+ rounds?; go on with: {re.escape(again)}", line), told
+
+
+def test_a_prediction_reads_a_cell_as_training_did(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    (tmp_path / "clinics").mkdir()
+    for site in ("north", "south", "west"):
+        crp = ["<0.5" if row % 9 == 0 else f"{draw.uniform(0.5, 90):.1f}" for row in range(120)]
+        rows = [f"{draw.randint(18, 90)},{cell},{draw.choice(['yes', 'no'])}" for cell in crp]
+        (tmp_path / "clinics" / f"{site}.csv").write_text("\n".join(["age,crp,ill", *rows]))
+    (tmp_path / "ward.yaml").write_text(
+        "format: 1\nname: ward\ntitle: Ward\nperson: one row a person\n"
+        "columns: {age: {kind: number, low: 0, high: 120}, crp: {kind: number, low: 0, high: 100}}\n"
+        'target: {kind: binary, column: ill, classes: ["no", "yes"]}\nmodel: {family: linear}\n'
+    )
+    asked = [f"task={tmp_path / 'ward.yaml'}", f"data.path={tmp_path / 'clinics'}", "data.detection_limit=limit"]
+    options = ["rounds=1", "--no-track", "--folder", str(tmp_path / "run")]
+    assert CliRunner().invoke(simulate, [*asked, *options], catch_exceptions=False).exit_code == 0
+    (tmp_path / "new.csv").write_text("age,crp\n50,<0.5\n")
+    done = CliRunner().invoke(model, ["predict", str(tmp_path / "run"), str(tmp_path / "new.csv")])
+    assert done.exit_code == 0, done.output
+    assert done.stderr == "as the tables of its training: data.detection_limit=limit\n"
+    refused = ["predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "data.detection_limit=refuse"]
+    with pytest.raises(DataError, match="detection_limit"):
+        CliRunner().invoke(model, refused, catch_exceptions=False)
 
 
 def test_the_table_names_the_first_and_counts_all() -> None:

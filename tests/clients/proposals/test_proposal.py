@@ -322,3 +322,85 @@ def test_a_word_that_only_names_the_file_s_institution_is_no_input(tmp_path: Pat
     proposal = propose("ward", [tmp_path], ["ill"])
     assert [column.name for column in task_from_text(proposal.text).schema.inputs] == ["age", "weight"]
     assert any(line.startswith("left out: 'clinic': one word in each file") for line in proposal.told)
+
+
+def _site(folder: Path, site: str, outcomes: tuple[str, str], sexes: tuple[str, ...], rows: int = 80) -> Path:
+    """Made-up persons: age, sex, stay (days, by age), discharged to where after the outcome, and the outcome."""
+    draw = random.Random(site)
+    lines = ["age,sex,stay,after,outcome"]
+    for row in range(rows):
+        ill = draw.random() < 0.4
+        age = draw.randint(18, 95)
+        sex = sexes[row % len(sexes)]
+        after = draw.choice(["home", "home", "ward"]) if not ill else "grave"
+        lines.append(f"{age},{sex},{age / 3 + draw.gauss(0, 8):.1f},{after},{outcomes[ill]}")
+    path = folder / f"{site}.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_files_that_write_a_word_differently_are_named_and_not_guessed_at(tmp_path: Path) -> None:
+    """A clinic with codes 0/1 and 1/2 among three with words: one set of words, of which all but that one read."""
+    files = [_site(tmp_path, site, ("no", "yes"), ("F", "M")) for site in ("east", "north")]
+    files += [_site(tmp_path, "south", ("No", "YES"), ("f", "m")), _site(tmp_path, "west", ("0", "1"), ("1", "2"), 900)]
+    proposal = propose("ward", files, ["outcome"])
+    task = task_from_text(proposal.text)
+    assert task.file is not None and task.file.target.classes == ("no", "yes")
+    columns = {column.name: column for column in task.schema.columns}
+    assert columns["sex"].categories == ("F", "M")
+    outcome, sex = (next(line for line in proposal.told if line.startswith(f"'{name}'")) for name in ("outcome", "sex"))
+    assert outcome.startswith(
+        "'outcome': west.csv says 0, 1 where the others say no, yes: which is which is not guessed"
+    )
+    assert "Write beside it west.yaml" in sex and 'columns: {sex: {values: {"1": …, "2": …}}}' in sex
+    (tmp_path / "ward.yaml").write_text(proposal.text)
+    for file in files[:3]:
+        assert CliRunner().invoke(check_data, [str(tmp_path / "ward.yaml"), str(file)]).exit_code == 0
+    mapping = 'columns: {outcome: {values: {"0": "no", "1": "yes"}}, sex: {values: {"1": F, "2": M}}}'
+    (tmp_path / "west-words.yml").write_text(mapping)
+    (tmp_path / "west.yaml").write_text("data: {mapping: west-words.yml}")
+    looked = CliRunner().invoke(check_data, [str(tmp_path / "ward.yaml"), str(files[3])])
+    assert looked.exit_code == 0, looked.output
+
+
+def test_most_files_decide_which_words_are_a_class_s(tmp_path: Path) -> None:
+    files = [_site(tmp_path, site, ("0", "1"), ("F", "M")) for site in ("a", "b")]
+    proposal = propose("ward", [*files, _site(tmp_path, "c", ("nein", "ja"), ("F", "d", "M"))], ["outcome"])
+    file = task_from_text(proposal.text).file
+    assert file is not None and file.target.classes == ("0", "1")
+    assert any(line.startswith("'outcome': c.csv says ja, nein where the others say 0, 1") for line in proposal.told)
+    assert {column.name: column for column in file.columns}["sex"].categories == ("F", "M", "d")
+
+
+def test_a_column_that_tells_the_target_nearly_alone_is_named(tmp_path: Path) -> None:
+    clinic = _site(tmp_path, "east", ("no", "yes"), ("F", "M"), 200)
+    lines = clinic.read_text().splitlines()
+    copied = [f"{line},{10 * float(line.split(',')[2]) + row % 2:.1f}" for row, line in enumerate(lines[1:])]
+    clinic.write_text("\n".join([f"{lines[0]},cost", *copied]))
+    told = propose("ward", clinic, ["outcome"]).told
+    assert [line for line in told if "nearly alone" in line] == [
+        "'after' tells 'outcome' nearly alone (AUC 1.00): is it known beforehand?"
+    ]
+    told = propose("ward", clinic, ["stay"]).told
+    assert [line for line in told if "nearly alone" in line] == [
+        "'cost' tells 'stay' nearly alone (correlation 1.00): is it known beforehand?"
+    ]
+
+
+def test_training_is_proposed_whose_rate_falls_to_nothing(tmp_path: Path) -> None:
+    clinic = _site(tmp_path, "east", ("no", "yes"), ("F", "M"))
+    assert task_from_text(propose("ward", clinic, ["outcome"]).text).training == {
+        "learning_rate": 0.1, "batch_size": 32, "local_epochs": 1, "schedule": "wsd",
+    }  # fmt: skip
+    assert task_from_text(propose("ward", clinic, ["stay"]).text).training == {
+        "learning_rate": 0.05, "batch_size": 32, "local_epochs": 1, "schedule": "wsd", "cooldown": 0.5,
+    }  # fmt: skip
+
+
+def test_a_number_with_a_long_tail_is_proposed_by_its_logarithm() -> None:
+    draw = np.random.default_rng(4)
+    long, even = np.exp(draw.normal(6, 1.2, 300)), draw.normal(120, 15, 300)
+    for values, scaling in ((long, "log"), (even, None), (even - 130, None), (long[:20], None)):
+        seen = look("bnp", [f"{value:.2f}" for value in values], ".")
+        assert seen.kind == "number" and seen.values.get("scaling") == scaling
+        assert ("a long tail" in seen.note) == (scaling is not None)

@@ -156,4 +156,14 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     assert run(["client", "init", "--home", str(tmp_path / "file" / "home")]) == 1
-    assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'file' / 'home'}\n"
+    told = f"error: Not a directory: {tmp_path / 'file' / 'home'}; a part of this path is a file: name another place\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_library_does_not_tell_of_its_font_cache_amid_our_output() -> None:
+    script = (
+        "from sovfed.federation.host.quiet import be_quiet; be_quiet(); import logging; "
+        "logging.getLogger('matplotlib.font_manager').warning('Matplotlib is building the font cache')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -99,7 +99,7 @@ PINNED = "3a8c0aa50786db9fb0790b0c6c010d67d25de04bac55fb412646770f11d77ec3"
         ("name: mine", "name: ../mine", "'name' must be"),
         ("person: patient\n", "", "missing key 'person'"),
         ("title: Mine", "title: 7", "'title' must be str"),
-        ("title: Mine", "titel: Mine", "missing key 'title'"),
+        ("title: Mine", "titel: Mine", "unknown key 'titel'.*did you mean 'title'"),
         ("columns:", "modle: 1\ncolumns:", "unknown key 'modle'.*did you mean 'model'"),
         ("high: 120", "high: -1", "columns.age: column 'age': low 0 is not below high -1"),
         ("high: 120", "hihg: 120", "unknown key 'columns.age.hihg'.*did you mean 'high'"),
@@ -165,7 +165,12 @@ def test_a_file_is_read_with_its_name_in_the_error(tmp_path: Path) -> None:
     path.write_text("name: 3")
     with pytest.raises(ConfigError, match=re.escape(str(path))):
         read_task(path)
-    with pytest.raises(ConfigError, match="no such file"):
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"did you mean '.*mine.yaml'"):
+        read_task(tmp_path / "nine.yaml")
+    with pytest.raises(ConfigError, match=f"no such file in {Path.cwd()}"):
+        read_task(Path("none-such.yaml"))
+    with pytest.raises(ConfigError, match="it is a folder"):
         read_task(tmp_path)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.server.seen_home import add_run, make_seen_home
 
 from sovfed.federation.compose import compose
 from sovfed.federation.config import stored
@@ -65,3 +69,27 @@ def test_a_stopped_agency_is_told_as_that_whoever_holds_its_port(tmp_path: Path)
         agency.init(tmp_path / "agency", compose([f"server.control_port={other.getsockname()[1]}"]).config)
         done = CliRunner().invoke(server, ["status", "--home", str(tmp_path / "agency")])
     assert isinstance(done.exception, ServiceError) and "is not running" in str(done.exception)
+
+
+def test_whoever_stops_watching_is_told_that_the_run_goes_on(tmp_path: Path) -> None:
+    """A process of its own, which is sent what Ctrl-C sends."""
+    home = make_seen_home(tmp_path)
+    add_run(home, "hip", "running", 3)
+    script = f"""
+import click
+from pathlib import Path
+from sovfed import cli
+from sovfed.server.cli.run import watch
+cli.COMMANDS["watch"] = cli.Lazy("__main__", "watched", "")
+watched = click.Command("watch", callback=lambda: watch(Path({str(home)!r}), "hip"))
+raise SystemExit(cli.run(["watch"]))
+"""
+    command = [sys.executable, "-u", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # what it waits for: it watches
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told
+    assert "no longer watching; run 'hip' goes on at the agency. `sovfed run show hip --home" in told
+    assert "`sovfed run stop hip --home" in told and "`sovfed run logs hip -f --home" in told
