@@ -51,19 +51,28 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = RUN_TI
 
 def wait_for_run(federation: LocalFederation, name: str, timeout_s: float = RUN_TIMEOUT_S) -> dict[str, Any]:
     """The run's last state, with the coordinator's log in the failure message."""
-    wait_for(
-        lambda: folders.read_run(federation.home, name, federation.control)["status"] not in folders.ACTIVE,
-        f"run {name} to end", timeout_s,
-    )  # fmt: skip
-    return folders.read_run(federation.home, name, federation.control)
+
+    def run() -> dict[str, Any]:
+        return folders.read_run(federation.home, name, federation.control)
+
+    try:
+        wait_for(lambda: run()["status"] not in folders.ACTIVE, f"run {name} to end", timeout_s)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{run()}\n{_log_of(federation, run())}") from error
+    return run()
 
 
 def finished(federation: LocalFederation, name: str) -> list[dict[str, Any]]:
     """Wait until run `name` has finished well; its rounds."""
     run = wait_for_run(federation, name)
-    log = log_path(federation.home, run["flower_run_id"])
-    assert run["status"] == "finished", f"{run}\n{log.read_text()[-4000:] if log.exists() else 'no log'}"
+    assert run["status"] == "finished", f"{run}\n{_log_of(federation, run)}"
     return read_rounds(folders.run_folder(federation.home, name))
+
+
+def _log_of(federation: LocalFederation, run: dict[str, Any]) -> str:
+    """The last of what the run's coordinator has logged."""
+    log = log_path(federation.home, run["flower_run_id"])
+    return log.read_text()[-4000:] if log.exists() else "no log"
 
 
 def rounds_done(federation: LocalFederation, name: str) -> int:
