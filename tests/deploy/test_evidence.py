@@ -57,7 +57,7 @@ def test_an_agency_whose_log_was_rolled_back_gets_no_answer(trained: LocalFedera
     trained.start_run("after", make_config("rounds=50"))
     wait_for(lambda: all(problems(home) for home in _homes(trained)), "all institutions to see that it was rolled back")
 
-    assert wait_for_run(trained, "after", 400)["status"] != "finished"  # it may be taken up again first
+    assert wait_for_run(trained, "after", 300)["status"] != "finished"  # it may be taken up again first
     wait_for(lambda: all("split" in _kinds(home) for home in _homes(trained)), "it to be in their logs")
 
 
