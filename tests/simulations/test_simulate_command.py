@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.interrupts import INTERRUPTIBLE, told_at_its_end
 
 import sovfed
 from sovfed.clients.cli.use import cli as model
@@ -74,12 +75,13 @@ def test_a_folder_that_cannot_be_taken_is_told_before_any_work(tmp_path: Path) -
 def test_an_interrupt_says_how_the_run_is_taken_up(tmp_path: Path) -> None:
     """As typed: a real process, which is sent what Ctrl-C sends once some rounds are done."""
     folder = tmp_path / "a run"
-    command = [sys.executable, "-m", "sovfed", "simulate", "task=breast_cancer", "rounds=5000", "--no-track"]
+    command = [*INTERRUPTIBLE, sys.executable, "-m", "sovfed", "simulate"]
+    command += ["task=breast_cancer", "rounds=5000", "--no-track"]
     with subprocess.Popen([*command, "--folder", str(folder)], stderr=subprocess.PIPE, text=True) as process:
         while not read_rounds(folder) and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
+        told = told_at_its_end(process)
     assert process.returncode == 130
     line = told.strip().splitlines()[-1]
     again = f"sovfed simulate task=breast_cancer rounds=5000 --no-track --resume --folder '{folder}'"

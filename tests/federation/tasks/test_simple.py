@@ -93,7 +93,7 @@ def test_inputs_that_are_none_are_refused_with_what_is_expected(inputs: Any) -> 
 def test_a_column_of_an_unknown_kind_is_told_the_kinds() -> None:
     with pytest.raises(ValueError, match=r"kind is 'array', expected number, boolean, .*a number with a shape"):
         Column(name="labs", kind="array", shape=(3,))
-    with pytest.raises(ValueError, match="scaling is 'minmax', expected standard, bounds, none"):
+    with pytest.raises(ValueError, match="scaling is 'minmax', expected standard, log, bounds, none"):
         Column(name="labs", scaling="minmax")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.interrupts import INTERRUPTIBLE, told_at_its_end
 from tests.server.seen_home import add_run, make_seen_home
 
 from sovfed.federation.compose import compose
@@ -84,12 +85,12 @@ cli.COMMANDS["watch"] = cli.Lazy("__main__", "watched", "")
 watched = click.Command("watch", callback=lambda: watch(Path({str(home)!r}), "hip"))
 raise SystemExit(cli.run(["watch"]))
 """
-    command = [sys.executable, "-u", "-c", script]
+    command = [*INTERRUPTIBLE, sys.executable, "-u", "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()  # what it waits for: it watches
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
+        told = told_at_its_end(process)
     assert process.returncode == 130, told
     assert "no longer watching; run 'hip' goes on at the agency. `sovfed run show hip --home" in told
     assert "`sovfed run stop hip --home" in told and "`sovfed run logs hip -f --home" in told

@@ -119,7 +119,7 @@ def test_with_the_persons_that_are_asked_for_noise_is_as_long_as_what_is_learnt(
 
 
 def test_a_population_that_nobody_chose_is_said_to_be_the_default() -> None:
-    assert "privacy.population = 1000 persons (the default" in made("privacy.noise_multiplier=1").expectation
+    assert "privacy.population = 1000 persons (as by default" in made("privacy.noise_multiplier=1").expectation
     chosen = made("privacy.noise_multiplier=1", "privacy.population=1300").expectation
     assert "privacy.population = 1300 persons; as long" in chosen and "default" not in chosen
     assert "population" not in made("privacy=institution", "privacy.noise_multiplier=9").expectation
