@@ -94,8 +94,10 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         _open_early(open_ledger)
         evidence = Evidence(home, policy.on_split)
         retention = Retention(home, terms_of(home, policy.log_retention_days))
+        states = PersonalStates(home / FOLDER)
+        states.forget_drafts()
         trainer = make_trainer(
-            config, policy.check, masking, open_ledger, PersonalStates(home / FOLDER), Allowance(home, policy),
+            config, policy.check, masking, open_ledger, states, Allowance(home, policy),
             reproducible=policy.reproducible, least_spread=policy.least_spread,
             received=ReceivedModels(home / RECEIVED),
             sheets=KeptSheets(home / RECEIVED, home / "identity" / "root.pem"), most_epochs=policy.max_local_epochs,

@@ -78,12 +78,15 @@ class PersonalStates:
     """The states of one institution, in a folder of their own (0700)."""
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        """What is not `durable` outlives the process, but not the machine. Drafts of one that died are gone."""
+        """What is not `durable` outlives the process, but not the machine."""
         self._folder, self._durable = folder, durable
-        for draft in drafts(folder):
-            draft.unlink(missing_ok=True)
         # Of optimizers, which lie beside them and are removed with them; a run that goes on as a part keeps its own.
         self.moments = Moments(folder, _key, lambda run: _owner(whole_run(run)))
+
+    def forget_drafts(self) -> None:
+        """Remove what a process that died has left half written; for the one process that writes here, as it starts."""
+        for draft in drafts(self._folder):
+            draft.unlink(missing_ok=True)
 
     def load(self, request: TrainRequest | EvaluateRequest, last: int) -> Vector | None:
         """The newest state of the request's run of a round up to `last`, shape [d]; None if there is none.

@@ -33,9 +33,7 @@ CLOCK_S: Final = 0.001  # by so much a timer may be early
 STALL_S: Final = 120.0  # in which a chunk more of a message must come, or the message is forgotten
 BACK_OFF_S: Final = (0.05, 5.0)  # first and longest pause between attempts to reconnect
 MAX_OUTSTANDING: Final = 16  # messages one end holds for its peer
-HAND_OVER_S: Final = (
-    0.001  # after which a thread that computes lets the loop's have the interpreter; else 5 ms each time
-)
+HAND_OVER_S: Final = 0.001  # after which a thread that computes lets the loop's have the interpreter; Python's is 5 ms
 
 SERVICE: Final = "sovfed.Lane"
 CONTROL, ATTACH, JOIN = "Control", "Attach", "Join"  # coordinator's run and streams; an institution's stream

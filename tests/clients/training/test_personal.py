@@ -180,3 +180,10 @@ def test_the_command_lists_and_exports(states: PersonalStates, tmp_path: Path) -
     refused = CliRunner().invoke(personal, ["export", "a-ran", str(out), *home])
     assert isinstance(refused.exception, DataError) and "did you mean 'a-run'" in str(refused.exception)
     assert "Nothing yet" in CliRunner().invoke(personal, ["list", "--home", str(tmp_path / "new")]).output
+
+
+def test_whoever_looks_leaves_what_a_living_trainer_is_writing(states: PersonalStates, tmp_path: Path) -> None:
+    states.save(at(1), vector(1))
+    draft = tmp_path / "personal" / ".a.safetensors.abcd1234"
+    draft.write_bytes(b"half")
+    assert PersonalStates(tmp_path / "personal").list() and draft.exists()
