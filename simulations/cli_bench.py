@@ -349,20 +349,27 @@ def utility(
     "repeatable. Without it all, with --quick the first two.",
 )  # fmt: skip
 @click.option("--deployed", is_flag=True, help="By real processes of all ministries: an hour and more for three seeds.")
-@click.option("--seeds", type=click.IntRange(1, 20), default=3, show_default=True, help="With --deployed.")
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(0, 1000), default=(0, 1, 2), show_default=True,
+    help="With --deployed; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--keep", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Write what each training comes to into this folder, from where the same command goes on.",
+)  # fmt: skip
 @click.option("--overhead", is_flag=True, help="Of a larger decoder at three ministries: what a round costs beyond it.")
 @reported
 def language_(
-    data: Path, quick: bool, rounds: int | None, parts: tuple[str, ...], deployed: bool, seeds: int, overhead: bool,
-    files: Files, console: Console,
+    data: Path, quick: bool, rounds: int | None, parts: tuple[str, ...], deployed: bool, seeds: tuple[int, ...],
+    keep: Path | None, overhead: bool, files: Files, console: Console,
 ) -> None:  # fmt: skip
     """Bits per byte of a language model by ten ministries against the pooled one, and what a 16-bit ring costs.
 
     \b
     Examples:
       sovfed bench language --quick --data /data/ja_law
-      sovfed bench language --part alone --rounds 400 --data /data/ja_law
-      sovfed bench language --deployed --seeds 1 --data /data/ja_law
+      sovfed bench language --part alone --rounds 400 --keep FOLDER --data /data/ja_law
+      sovfed bench language --deployed --seed 0 --data /data/ja_law
       sovfed bench language --overhead --data /data/ja_law
     """
     from sovfed.simulations.benchmarks import language, language_deployed
@@ -370,9 +377,9 @@ def language_(
     if overhead:
         language_deployed.overhead(data=data, files=files, console=console)
     elif deployed:
-        language_deployed.run(data=data, rounds=rounds, seeds=seeds, files=files, console=console)
+        language_deployed.run(data=data, rounds=rounds, seeds=seeds, files=files, console=console, keep=keep)
     else:
-        language.run(data=data, quick=quick, rounds=rounds, files=files, console=console, parts=parts)
+        language.run(data=data, quick=quick, rounds=rounds, files=files, console=console, parts=parts, keep=keep)
 
 
 @bench.command()

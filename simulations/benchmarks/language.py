@@ -14,9 +14,11 @@ of its evaluations.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +29,7 @@ from sovfed.clients.data.token_store import Rules, write_store
 from sovfed.clients.data.tokens import Windows, load
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.files import write_atomic
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from sovfed.simulations.api import Result, simulate
@@ -70,6 +73,7 @@ RINGS: Final[dict[str, dict[str, Any]]] = {
     "12 bits": {"secagg": "compact", "secagg.bits": 12, "secagg.max_error": 100, **SCALED},  # what rounding takes waits
     "8 bits": {"secagg": "compact", "secagg.bits": 8, "secagg.max_error": 100, **SCALED},
 }
+FEDERATED: Final = {**CENTRAL, **RINGS["16 bits"]}  # one step a round on the mean gradient, masked
 QUICK_RINGS: Final = ("32 bits", "16 bits", "16 bits, 16 down")
 FITTED: Final = {"secagg": "compact", "strategy.rate_units": True}  # 16 bits for local steps
 LOCAL_STEPS: Final = (1, 2, 5, 10, 30)
@@ -112,6 +116,25 @@ class Bench:
     rounds: int
     console: Console
     rows: list[dict[str, Any]]
+    keep: Path | None = None  # a folder for what each training came to
+
+    def once(self, name: str, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` comes to, and its rows: kept from an earlier call for the same task, texts and `settings`."""
+        sites = {site: [len(windows.store.tokens), len(windows.test)] for site, windows in self.sites.items()}
+        meant = json.dumps([name, self.task.digest, self.rounds, sites, settings], sort_keys=True)
+        if self.keep is None:
+            return make()
+        path = self.keep / f"{hashlib.sha256(meant.encode()).hexdigest()[:32]}.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            self.console.print(f"{name}: kept in {path}")
+            self.rows.extend(kept["rows"])
+        else:
+            known = len(self.rows)
+            kept = {"name": name, "made": make(), "rows": self.rows[known:]}
+            write_atomic(path, json.dumps(kept).encode())
+        made: dict[str, Any] = kept["made"]
+        return made
 
     def tell(
         self, name: str, rounds: int, steps: int, bits: float, rounding: float | None, cpu_s: float,
@@ -139,14 +162,17 @@ class Bench:
 
 def run(
     *, data: Path, quick: bool, rounds: int | None, files: Files, console: Console, symbols: int = SYMBOLS,
-    parts: tuple[str, ...] = (),
+    parts: tuple[str, ...] = (), keep: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train on the ministries of the folder `data` what is compared in `parts`, by default all or those of `quick`."""
+    """Train on the ministries of the folder `data` what is compared in `parts`, by default all or those of `quick`.
+
+    What rings, steps and lone ministries come to is kept in the folder `keep`, from where another call goes on.
+    """
     files.check()
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         task, sites = prepared(data, Path(folder), QUICK_TESTED if quick else TESTED, symbols)
-        bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [])
+        bench = Bench(task, sites, rounds or (QUICK_ROUNDS if quick else ROUNDS), console, [], keep)
         parts = parts or (QUICK_PARTS if quick else PARTS)
         ratios, figures = dict[str, float](), dict[str, float]()
         if POOLED in parts:
@@ -174,7 +200,7 @@ def train_pooled(bench: Bench, seed: int = 0) -> Result:
 def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dict[str, float], dict[str, float]]:
     """One machine with all texts, and the federation under secure aggregation of 16 bits: ratios, and more figures."""
     pooled = train_pooled(bench)
-    federated = _train_federated(bench)
+    federated = bench.train("federated", bench.sites, FEDERATED, bench.rounds)
     ours, theirs = (result.metrics["bits_per_byte"] for result in (federated, pooled))
     groups, tests = groups_of(tokenizer, bench.sites, files_of(data)), _tests(data)
     figures = dict[str, float]()
@@ -184,18 +210,10 @@ def _against_pooled(bench: Bench, tokenizer: Tokenizer, data: Path) -> tuple[dic
     return {"federated_bpb": ours, "pooled_bpb": theirs, "federated_over_pooled": ours / theirs}, figures
 
 
-def _train_federated(bench: Bench) -> Result:
-    """One step a round on the ministries' mean gradient, under secure aggregation of 16 bits."""
-    return bench.train("federated", bench.sites, {**CENTRAL, **RINGS["16 bits"]}, bench.rounds)
-
-
 def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
     """Bits per byte of each ring over that of 32 bits, over fewer rounds."""
     rounds = max(2, bench.rounds // RING_ROUNDS)
-    told = {
-        name: bench.train(f"federated, {name}", bench.sites, {**CENTRAL, **RINGS[name]}, rounds).metrics
-        for name in names
-    }
+    told = {name: _metrics(bench, f"federated, {name}", {**CENTRAL, **RINGS[name]}, rounds) for name in names}
     words = {"16 bits": "sixteen", "16 bits, 16 down": "sixteen_down", "12 bits": "twelve", "8 bits": "eight"}
     widest = told["32 bits"]["bits_per_byte"]
     return {f"{words[name]}_bits_over_32": told[name]["bits_per_byte"] / widest for name in names if name in words}
@@ -204,14 +222,21 @@ def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
 def _more_local_steps(bench: Bench) -> dict[str, float]:
     """Over the federated model: as many steps in all, H of them with Muon at each ministry between two exchanges."""
     known = [row["bits_per_byte"] for row in bench.rows if row["model"] == "federated"]
-    federated = known[0] if known else _train_federated(bench).metrics["bits_per_byte"]
+    federated = known[0] if known else _metrics(bench, "federated", FEDERATED, bench.rounds)["bits_per_byte"]
     return {
-        f"{name.lower()}_h{steps}_over_federated": bench.train(
-            f"{name}, H = {steps}", bench.sites, {**PLAN, **outside, **FITTED, "task.local_steps": steps},
+        f"{name.lower()}_h{steps}_over_federated": _metrics(
+            bench, f"{name}, H = {steps}", {**PLAN, **outside, **FITTED, "task.local_steps": steps},
             max(2, bench.rounds // steps), steps,
-        ).metrics["bits_per_byte"] / federated
+        )["bits_per_byte"] / federated
         for name, outside in OUTSIDE.items() for steps in LOCAL_STEPS
     }  # fmt: skip
+
+
+def _metrics(bench: Bench, name: str, settings: Mapping[str, Any], rounds: int, steps: int = 1) -> dict[str, Any]:
+    """Those of a run over all ministries."""
+    return bench.once(
+        name, {**settings, "rounds": rounds}, lambda: bench.train(name, bench.sites, settings, rounds, steps).metrics
+    )
 
 
 def _alone(bench: Bench) -> dict[str, float]:
@@ -226,13 +251,21 @@ def _alone(bench: Bench) -> dict[str, float]:
         **CENTRAL, "secagg": "none", "task.batch_size": WINDOWS * len(bench.sites), "evaluate_every": each,
         "keep_best": True,
     }  # fmt: skip
-    federated = simulate(
-        bench.task, dict(bench.sites), rounds=rounds, settings={**CENTRAL, "secagg": "none", "evaluate_every": rounds}
-    )
+
+    def together() -> dict[str, Any]:
+        of_all = {**CENTRAL, "secagg": "none", "evaluate_every": rounds}
+        federated = simulate(bench.task, dict(bench.sites), rounds=rounds, settings=of_all)
+        return {site: by_document(federated, windows).tolist() for site, windows in bench.sites.items()}
+
+    def apart(site: str, windows: Windows) -> dict[str, Any]:
+        own = bench.train(f"{site} alone", {site: windows}, settings, rounds)
+        return {"nats": by_document(own, windows).tolist()}
+
+    federated = bench.once("federated, by document", settings, together)
     drawn = dict[str, Floats]()
     for site, windows in bench.sites.items():
-        own = bench.train(f"{site} alone", {site: windows}, settings, rounds)
-        drawn[site] = resampled(by_document(federated, windows), by_document(own, windows))
+        own = bench.once(f"{site} alone", settings, lambda site=site, windows=windows: apart(site, windows))  # type: ignore[misc]
+        drawn[site] = resampled(np.array(federated[site]), np.array(own["nats"]))
     figures = {"better_than_alone": 0.0, "surely_better_than_alone": 0.0}
     for site, ratios in {**drawn, "federated": np.mean(list(drawn.values()), 0)}.items():
         low, high = np.quantile(ratios[1:], BETWEEN).tolist()

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,8 +58,9 @@ LOCAL: Final = {
 
 
 def run(
-    *, data: Path, rounds: int | None, seeds: int, files: Files, console: Console, symbols: int = SYMBOLS
-) -> dict[str, Any]:
+    *, data: Path, rounds: int | None, seeds: Sequence[int], files: Files, console: Console, symbols: int = SYMBOLS,
+    keep: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train pooled here and federated by real processes, once for each seed, and publish the report.
 
     All held-out text is the test. The worst seed counts in the ratios, so that they hold for each.
@@ -68,12 +69,17 @@ def run(
     start = time.process_time()
     with workplace() as folder:
         task, sites = prepared(data, folder, sys.maxsize, symbols)
-        bench = Bench(task, sites, rounds or ROUNDS, console, [])
-        lines = [_seed(bench, folder, seed) for seed in range(seeds)]
+        bench = Bench(task, sites, rounds or ROUNDS, console, [], keep)
+        lines = [
+            bench.once(f"deployed, seed {seed}", SETTINGS, lambda seed=seed: _seed(bench, folder, seed))  # type: ignore[misc]
+            for seed in seeds
+        ]
     worst = {
         name: max(line[name] for line in lines) for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled")
     }
-    figures = {f"{name}_seed_{seed}": value for seed, line in enumerate(lines) for name, value in line.items()}
+    figures = {
+        f"{name}_seed_{seed}": value for seed, line in zip(seeds, lines, strict=True) for name, value in line.items()
+    }
     figures["cpu_s"] = time.process_time() - start
     title = f"A language model by {len(sites)} institutions of real processes: federated against pooled"
     return publish(Report(title, COLUMNS, bench.rows, worst, figures, conditions()), console, files)

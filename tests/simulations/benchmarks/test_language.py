@@ -6,6 +6,8 @@ import json
 import lzma
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from rich.console import Console
 from sovfed.federation.errors import ConfigError
 from sovfed.simulations.api import simulate
 from sovfed.simulations.benchmarks import language
-from sovfed.simulations.benchmarks.language import ALONE, OUTSIDE, QUICK_RINGS, STEPS, WINDOWS, run
+from sovfed.simulations.benchmarks.language import ALONE, OUTSIDE, QUICK_RINGS, STEPS, WINDOWS, Bench, run
 from sovfed.simulations.benchmarks.language_apart import by_document, resampled
 from sovfed.simulations.benchmarks.report import Files
 
@@ -76,6 +78,33 @@ def test_by_parts_only_what_is_asked_for_is_trained(tmp_path: Path, monkeypatch:
     assert 0 <= figures["surely_better_than_alone"] <= figures["better_than_alone"] <= len(SITES)
     low, told_once, high = (figures[f"mof-finance_over_alone{end}"] for end in ("_low", "", "_high"))
     assert 0 < low <= told_once <= high
+
+
+def test_what_was_trained_is_kept_and_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, sites = language.prepared(laws(tmp_path, *SITES), tmp_path, 50, 262)
+    trained: list[str] = []
+
+    def train(bench: Bench, name: str, *_: Any, **__: Any) -> Any:
+        if name == "DiLoCo, H = 2" and len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(name)
+        bench.tell(name, 1, 1, 2.0, None, 0.0)
+        return SimpleNamespace(metrics={"bits_per_byte": 2.0})
+
+    def told(rounds: int = 2) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        bench = Bench(task, sites, rounds, Console(quiet=True), [], tmp_path)
+        return language._more_local_steps(bench), bench.rows
+
+    monkeypatch.setattr(language, "LOCAL_STEPS", (2,))
+    monkeypatch.setattr(Bench, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        told()
+    trained.append("stopped")
+    first = told()
+    assert trained == ["federated", "FedAvg, H = 2", "stopped", "DiLoCo, H = 2"]
+    assert told() == first and len(trained) == 4 and len(first[1]) == 3
+    told(rounds=3)
+    assert len(trained) == 7  # other rounds, another training
 
 
 def test_nats_by_document_are_those_of_the_evaluation(tmp_path: Path) -> None:
