@@ -58,9 +58,15 @@ def make(
 
 
 def build_wheel(checkout: Path, folder: Path) -> Path:
-    """Our wheel, built in `folder` from the files of `checkout`. Raises ServiceError."""
-    _pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(checkout))
-    return next(folder.glob(f"{OURS}-*.whl"))
+    """Our wheel, built in `folder` from the files of `checkout`. Raises ConfigError, or ServiceError with pip's words.
+
+    pip takes a path without a slash for the name of a package, which it would fetch, and build, from the index.
+    """
+    _pip(sys.executable, "wheel", "--no-deps", "--wheel-dir", str(folder), str(checkout.resolve()))
+    wheel = next(folder.glob(f"{OURS}-*.whl"), None)
+    if wheel is None:
+        raise ConfigError(f"{checkout}: no checkout of {OURS}")
+    return wheel
 
 
 def _download(folder: Path, torch_index: str) -> None:

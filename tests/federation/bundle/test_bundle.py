@@ -22,13 +22,25 @@ from sovfed.federation.archive.signer import SigningKey
 from sovfed.federation.bundle import installer
 from sovfed.federation.bundle.installer import RefusedError, check
 from sovfed.federation.bundle.lock import lock_text, locked
-from sovfed.federation.bundle.making import manifest_of, packed, put_signed
+from sovfed.federation.bundle.making import build_wheel, manifest_of, packed, put_signed
 from sovfed.federation.certificates import key_from_pem
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.identity import SignerIdentity, load_certificate, to_der
 from sovfed.server.registry import authority
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+BACKEND = """
+import zipfile
+
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    info = "{name}-1.0.dist-info"
+    with zipfile.ZipFile(f"{{folder}}/{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{{info}}/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        wheel.writestr(f"{{info}}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{{info}}/RECORD", "")
+    return "{name}-1.0-py3-none-any.whl"
+"""
 PROGRAM = "import sys\nprint('sovfed, version {version}')\n"
 
 
@@ -291,3 +303,24 @@ def test_an_institution_gets_what_it_needs_and_torch_without_cuda() -> None:
 def test_what_is_not_installed_here_is_told() -> None:
     with pytest.raises(ConfigError, match=r"sovfed-bench.* is not installed here"):
         locked("institution", ("bench",))  # which a checkout has without
+
+
+@pytest.mark.parametrize(("name", "outcome"), [("sovfed", "sovfed-1.0-py3-none-any.whl"), ("other", "no checkout of")])
+def test_a_checkout_is_built_whatever_its_folder_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, outcome: str
+) -> None:
+    project = tmp_path / "six"  # which pip would fetch from the index, and build
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        f'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "{name}"\n'
+        'version = "1.0"\n'
+    )
+    (project / "backend.py").write_text(BACKEND.format(name=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "wheels").mkdir()
+    if name != "sovfed":
+        with pytest.raises(ConfigError, match=outcome):
+            build_wheel(Path("six"), tmp_path / "wheels")
+    else:
+        assert build_wheel(Path("six"), tmp_path / "wheels").name == outcome
