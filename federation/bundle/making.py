@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.archive.signer import SigningKey
 
+TORCH: Final = "torch"
 TORCH_INDEX: Final = "https://download.pytorch.org/whl/cpu"
 _EPOCH: Final = 315_532_800  # 1980: nothing in the archive tells when it was made
 
@@ -46,8 +47,11 @@ def make(
         versions = locked(role, extras, cpu=cpu)
         (folder / "lock.txt").write_text(lock_text(versions), encoding="utf-8")
         shutil.copy(wheel, wheels)
+        if cpu and torch_index:
+            announce(f"fetching torch from {torch_index}")
+            _download(wheels, {TORCH: versions.pop(TORCH)}, "--extra-index-url", torch_index)
         announce(f"fetching {len(versions)} wheels")
-        _download(folder, torch_index if cpu else "")
+        _download(wheels, versions)
         announce("installing them apart, without a network")
         _list_ingredients(folder, Path(name) / "trial", wheel.name)
         shutil.copy(Path(installer.__file__), folder / "install.py")
@@ -69,12 +73,10 @@ def build_wheel(checkout: Path, folder: Path) -> Path:
     return wheel
 
 
-def _download(folder: Path, torch_index: str) -> None:
-    also = ["--extra-index-url", torch_index] if torch_index else []
-    _pip(
-        sys.executable, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder / "wheels"), *also,
-        "--requirement", str(folder / "lock.txt"),
-    )  # fmt: skip
+def _download(wheels: Path, versions: dict[str, str], *options: str) -> None:
+    """Fetch `versions` by pip; an index that its `options` name besides its own should have nothing else."""
+    pinned = [f"{name}=={version}" for name, version in versions.items()]
+    _pip(sys.executable, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels), *options, *pinned)
 
 
 def _list_ingredients(folder: Path, trial: Path, wheel: str) -> None:
