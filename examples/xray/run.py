@@ -56,7 +56,7 @@ STUDIES: Final = (
     ),
     Study(
         "ViT, LayerNorm", vit.TASK,
-        plain={"rounds": 12, "task.learning_rate": 0.02, "task.momentum": 0.9},
+        plain={"rounds": 20, "task.learning_rate": 0.02, "task.momentum": 0.9, "task.schedule": "cosine"},
         private={"rounds": 40, "task.learning_rate": 0.5},
     ),
 )  # fmt: skip
