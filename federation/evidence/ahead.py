@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "audit/ahead"
 NAME_BYTES: Final = 33  # 32 hexadecimal digits and the end of the line
+CLOSED: Final = "0" * 32  # the name of one that nobody writes: it may go
 CODE_BYTES: Final = 64  # HMAC-SHA256, in hexadecimal digits
 MAX_BYTES: Final = 1 << 22  # which the database never leaves standing here, unless it cannot be written for long
 RENEW_BYTES: Final = 1 << 16  # a file as long as this is begun anew once all of it was entered,
@@ -114,8 +115,8 @@ class Ahead:
             self._added_at = time.monotonic()
         return True
 
-    def enter(self, *, renew: bool = False) -> None:
-        """Have what is new entered. `renew` begins the file anew then, however short it is."""
+    def enter(self) -> None:
+        """Have what is new entered. Raises OSError or SovfedError."""
         with self._lock:
             if not self.is_open:
                 return
@@ -130,13 +131,17 @@ class Ahead:
         with self._lock:
             size = len(self._lines)
             idle = time.monotonic() - self._added_at > RENEW_S
-            if self.is_open and 0 < size == self._entered and (renew or size >= RENEW_BYTES or idle):
+            if self.is_open and 0 < size == self._entered and (size >= RENEW_BYTES or idle):
                 self._renew()
 
     def close(self) -> None:
-        """Let another process write it."""
+        """Have all of it entered, leave nothing behind, and let another process write it. Raises as `enter`."""
         with self._lock:
-            self._close()
+            try:
+                if self.is_open:
+                    self._renew(CLOSED, changed=not self._unchanged())
+            finally:
+                self._close()
 
     def _standing(self) -> Standing:
         return Standing(self._name, bytes(self._lines))
@@ -159,12 +164,12 @@ class Ahead:
         except EvidenceError:
             return False
 
-    def _renew(self, *, changed: bool = False) -> None:
+    def _renew(self, name: str = "", *, changed: bool = False) -> None:
         """Begin the file anew, once all of it is entered; this process writes it no more where that fails.
 
         Raises OSError or SovfedError.
         """
-        name = secrets.token_hex(16)
+        name = name or secrets.token_hex(16)
         if not self._enter(self._standing() if self.is_open else None, changed=changed, begins=name):
             self._close()
             return

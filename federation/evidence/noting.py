@@ -39,11 +39,8 @@ class Noting:
         self._ahead.enter()
 
     def close(self) -> None:
-        """Enter all of it, and leave nothing behind."""
-        try:
-            self._ahead.enter(renew=True)
-        finally:
-            self._ahead.close()
+        """Enter all of it, and leave nothing behind. Raises as `look`."""
+        self._ahead.close()
 
     @classmethod
     def leave_nothing(cls, home: Path) -> None:

@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import EvidenceError
-from sovfed.federation.evidence.ahead import FILE, Standing, read_ahead, read_lines
+from sovfed.federation.evidence.ahead import CLOSED, FILE, Standing, read_ahead, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ def due(home: Path, key: bytes, entered: Mapping[str, int], known: Standing | No
     except EvidenceError as error:
         return Due("", why=str(error).removeprefix(f"{FILE}: "))
     if standing is None:
-        return Due("", why=GONE if any(entered.values()) else "")
+        return Due("", why=GONE if any(entered.values()) and CLOSED not in entered else "")
     if standing.name not in entered:
         strange = bool(standing.lines or entered)
         return Due(standing.name, why=STRANGE if strange else "", rest=standing.lines)

@@ -77,7 +77,7 @@ def enter_ahead(
             _append(db, signer, DAMAGE, int(time.time()), {"file": AHEAD, "why": CHANGED})
         if begins:
             db.execute("DELETE FROM ahead WHERE file != ?", (current,))
-            db.execute("INSERT INTO ahead VALUES (?, 0)", (begins,))
+            db.execute("INSERT OR REPLACE INTO ahead VALUES (?, 0)", (begins,))
     return True
 
 

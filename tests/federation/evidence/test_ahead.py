@@ -216,6 +216,26 @@ def test_a_file_that_is_gone_is_missed_by_whoever_writes_next(hospital: Path, un
     assert (rounds(hospital), check_log(hospital).damage) == ([1], (BEFORE + 1,))
 
 
+def test_a_file_that_its_writer_has_left_in_order_may_go(hospital: Path) -> None:
+    """As where a backup has the database alone."""
+    noting, file = started(hospital), hospital / ahead.FILE
+    noting.note("round", run="1", round=1)
+    left = file.read_bytes()
+    noting.close()
+    file.unlink()
+    assert check_log(hospital).size == BEFORE + 1
+    file.write_bytes(left)  # its own last lines are known
+    for number in (2, 3):
+        file.unlink(missing_ok=True)
+        noting = started(hospital)
+        noting.note("round", run="1", round=number)
+        noting.close()
+    assert rounds(hospital) == [1, 2, 3]
+    file.write_bytes(left)
+    with pytest.raises(EvidenceError, match="an older one"):
+        started(hospital)
+
+
 def remove(path: Path) -> None:
     path.unlink()
 
