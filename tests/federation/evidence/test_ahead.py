@@ -288,6 +288,7 @@ def test_whoever_writes_lines_enters_them_from_memory_where_somebody_changed_the
     if again:
         noting.note("round", run="1", round=3)
     noting.look()
+    assert len(damage(hospital)) == 1
     noting.note("round", run="1", round=4)
     noting.close()
     assert rounds(hospital) == [1, 2, *([3] if again else []), 4]
