@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from typing import Final
 
+MOST_TEXT: Final = 500  # of what an error says of a message
+
 
 class SovfedError(Exception):
     """Base of every error raised on purpose. `code` is what crosses the wire."""
@@ -66,7 +68,12 @@ class InvitationError(IdentityError):
 
 
 class ProtocolError(SovfedError):
+    """What another process sent is in the text at times, and what it sent may be long: the log is not."""
+
     code = "protocol"
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}…")
 
 
 class WholeModelError(ProtocolError):

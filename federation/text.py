@@ -31,6 +31,9 @@ _PLAINLY: Final = {  # what our own output says beyond ASCII, for a terminal tha
     "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "←": "<-", "✓": "ok", "✗": "x", "•": "*", "“": '"',
     "”": '"', "‘": "'", "’": "'", "²": "^2", "µ": "u", "μ": "mu", "λ": "lambda", "░": " ", "█": "#",
 }  # fmt: skip
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _STEERING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # control, bidirectional, line ends
 
 
@@ -41,7 +44,11 @@ def names_task(entry: str, name: str, digest: str) -> bool:
 
 
 def steers(text: str) -> bool:
-    """Whether `text` holds a character that moves a cursor, ends a line or hides or turns what stands beside it."""
+    """Whether `text` holds a character that moves a cursor, ends a line, hides or turns what stands beside it, or is
+    itself not seen though it is a letter: two words would look the same.
+    """
+    if _UNSEEN.search(text):
+        return True
     return not text.isprintable() and any(unicodedata.category(character) in _STEERING for character in text)
 
 

@@ -16,6 +16,7 @@ from sovfed import __version__
 from sovfed.federation.addresses import host_port
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
@@ -74,6 +75,7 @@ def make_supervisor(home: Path) -> Supervisor:
                 "then `sovfed server certificate CERT ROOT CRL`"
             )
     check_ports(home, home / SETTINGS, _ports(settings.server))
+    Noting.leave_nothing(home)  # what a coordinator that died has left; or whoever starts it is told what to do
     settled = hashlib.sha256((home / SETTINGS).read_bytes()).hexdigest()
     record_change(home, "policy", settings=settled, version=__version__)
     return Supervisor(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ENDING: Final = ".yaml"
 GROUP: Final = "data"
+PATH: Final = "path"
 FILES: Final = ("mapping", "url_file", "query_file", "opt_out", "bad_rows_file")  # as they stand from the folder
 
 
@@ -23,6 +24,8 @@ def own_settings(path: Path) -> dict[str, Any]:
     own = content.get(GROUP)
     if set(content) != {GROUP} or not isinstance(own, dict):
         raise ConfigError(f"{path}: expected '{GROUP}:' alone, with that institution's settings below it")
+    if PATH in own:
+        raise ConfigError(f"{path}: '{GROUP}.{PATH}' is the table that lies beside it; leave it out")
     return own | {key: str(path.parent / Path(own[key]).expanduser()) for key in FILES if isinstance(own.get(key), str)}
 
 

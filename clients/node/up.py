@@ -25,6 +25,7 @@ from sovfed.clients.home.folder import (
 )
 from sovfed.clients.home.policy import POLICY, load_policy
 from sovfed.federation.errors import SovfedError
+from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory
 from sovfed.federation.host.ports import check_ports
@@ -80,6 +81,7 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     check_enrolled(home, datetime.now(UTC))
     config = dataclasses.replace(config or load_config(home), home=str(home))
     purge_what_ended(home, load_policy(home))
+    Noting.leave_nothing(home)  # what a trainer that died has left; or whoever starts it is told what to do
     digests = {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in (POLICY, SETTINGS)}
     record_change(home, "policy", policy=digests[POLICY], settings=digests[SETTINGS], version=__version__)
     for name in ("logs", "state"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ MOST_CATEGORIES: Final = 30
 LONGEST_CATEGORY: Final = 40
 MARGIN: Final = 0.2  # of the values' reach, that bounds go beyond it
 OFTEN: Final = 0.05  # missing: a further input says so
+FEW_RECORDS: Final = 5  # whose word may tell of a person: what is proposed goes to everybody
 MOST_WORDS: Final = 4  # of a category; what has more is a sentence
 STRANGE: Final = 0.1  # of the cells: a number for all that, which some cells lack
 FEW: Final = 6  # whole numbers that may be the codes of categories
@@ -111,7 +113,10 @@ def _category(name: str, there: Sequence[str], words: Sequence[str], missing: in
     if len(words) > MOST_CATEGORIES or len(words) > len(there) / 2:
         return Seen("", f"{len(words)} different words in {len(there)} records: too many categories, or free text")
     rule = {"missing": "category"} if missing else {}
-    return Seen("category", values={"categories": tuple(words), **rule}, note=f"{CONFIRM}: are these all the words?")
+    note, counts = f"{CONFIRM}: are these all the words?", Counter(map(fold, there))
+    if rare := sum(counts[fold(word)] < FEW_RECORDS for word in words):
+        note += f" {rare} in fewer than {FEW_RECORDS} records here: none about a person?"
+    return Seen("category", values={"categories": tuple(words), **rule}, note=note)
 
 
 def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Seen:

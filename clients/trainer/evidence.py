@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Request, SumRequest
 
+log = logging.getLogger(__name__)
 REFUSE: Final = "refuse"
 RECORD: Final = "record"
 ON_SPLIT: Final = (REFUSE, RECORD)
@@ -41,10 +42,12 @@ class Evidence:
         self._writer = ThreadPoolExecutor(1)
         self._told = ""
         self._noting = Noting(home)
-        with contextlib.suppress(EvidenceError, ServiceError):  # whoever writes next says so
+        try:
             if has_log(home):
                 LogReader(home).extent()  # undoes what a trainer that died has left half done: the gateway cannot
                 self._noting.begin()
+        except (EvidenceError, ServiceError) as error:  # whoever writes next says so too
+            log.warning("%s", error)
 
     def require_whole(self) -> None:
         """Raises PolicyError where the agency's log does not go on from what was seen, and the policy refuses that."""

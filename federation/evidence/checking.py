@@ -6,12 +6,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sovfed.federation.errors import EvidenceError, SovfedError
+from sovfed.federation.errors import EvidenceError, ServiceError, SovfedError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.entries import BEFORE, NAME, RETENTION, read_entry
+from sovfed.federation.evidence.entries import BEFORE, DAMAGE, NAME, RETENTION, read_entry
 from sovfed.federation.evidence.notes import Checkpoint, check_cosignature, check_note
 from sovfed.federation.evidence.retention import Contents, Retired, read_retired
-from sovfed.federation.evidence.store import LogReader
+from sovfed.federation.evidence.store import LogReader, enter_ahead
 from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import load_roots
 
@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checked:
-    """A log that holds: its entries, who cosigned how many of them, and which tell of deleted contents of others."""
+    """A log that holds: its entries, who cosigned how many of them, and which tell of deleted contents of others.
+
+    `damage` are the numbers of those that tell of something ahead of the log that was not what was written.
+    """
 
     origin: str
     size: int
     root: bytes
     cosigned: dict[str, int]
     retired: tuple[Retired, ...] = ()
+    damage: tuple[int, ...] = ()
 
 
 def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
@@ -37,6 +41,8 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
     `shown` are heads of this log that somebody else has: the log must go on from each. Raises EvidenceError, which
     names the first entry that is wrong.
     """
+    with contextlib.suppress(ServiceError, OSError):  # who may not write it reads what is in it
+        enter_ahead(home)
     log = LogReader(home)
     roots_of_trust = load_roots(home / "identity" / "root.pem")
     log.voucher.check(roots_of_trust)
@@ -51,7 +57,8 @@ def check_log(home: Path, shown: Sequence[bytes] = ()) -> Checked:
         head = check_note(note, key)
         _compare(head, roots, f"a head that {name} cosigned")
         cosigned[name] = head.size
-    return Checked(log.voucher.origin, size, roots[-1], cosigned, tuple(retired))
+    damage = tuple(seq for seq, _ in log.of_kind(DAMAGE) if seq < size)
+    return Checked(log.voucher.origin, size, roots[-1], cosigned, tuple(retired), damage)
 
 
 def _replayed(log: LogReader) -> tuple[list[bytes], list[Retired]]:

@@ -35,12 +35,13 @@ Examples:
   sovfed {role} log heads                  what was seen of the logs of others, who cosigned this one
   sovfed {role} log export DIR             as files for any tool of transparency logs (C2SP tlog-tiles)
   sovfed {role} log prune --dry-run        what the rule of retention lets go, and what stays, and why
+  sovfed {role} log mend                   set aside what cannot be entered, where a command names this one
 """,
     )
     def log() -> None:
         """Show and check the log that nobody rewrites alone: orders, rounds, releases, refusals, admissions."""
 
-    for command in (verify, show, head, heads, trust, export):
+    for command in (verify, show, head, heads, trust, export, mend):
         log.add_command(click.command(name=command.__name__, help=command.__doc__)(home_option(_own(command))))
     log.add_command(click.command(name="prune", help=_prune.__doc__)(home_option(_bound(terms))))
     return log
@@ -92,6 +93,7 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
             "root": checked.root.hex(),
             "cosigned": checked.cosigned,
             "retired": [asdict(retired) for retired in checked.retired],
+            "damage": checked.damage,
         }
         click.echo(json.dumps(values))
         return
@@ -100,6 +102,8 @@ def verify(home: Path, shown: tuple[Path, ...], as_json: bool) -> None:
         click.echo(f"  the first {size} cosigned by {visible(name)}")
     for retired in checked.retired:
         click.echo(hung(f"  {retired.told()}", columns()))
+    for seq in checked.damage:
+        click.echo(hung(f"  entry {seq} tells that what stood ahead of the log was not what was written", columns()))
     if not checked.cosigned:
         click.echo("  cosigned by nobody yet: whoever has this home's keys could write it anew")
 
@@ -209,6 +213,25 @@ def export(home: Path, folder: Path) -> None:
     click.echo(f"wrote {size} entries to {folder}; the key of its checkpoint is\n{log.voucher.log}")
     if gone:
         click.echo(f"{gone} of them are empty: what they said is no longer kept, and their hashes are in tile/0")
+
+
+def mend(home: Path) -> None:
+    """Set aside what stands ahead of the log and cannot be entered, with an entry that tells so.
+
+    Entries that a message has left for may be in it: look at it, and compare with what the other side has logged.
+
+    \b
+    Examples:
+      sovfed server log mend
+      sovfed client log mend
+    """
+    from sovfed.federation.evidence.noting import Noting
+
+    aside = Noting.mend(home)
+    if aside is None:
+        click.echo("nothing lies ahead of the log that is not in it")
+    else:
+        click.echo(f"what cannot be entered lies in {aside}; `log show --kind damage` tells of it")
 
 
 def _prune(terms: Terms, home: Path, before: datetime | None, *, dry_run: bool, yes: bool) -> None:

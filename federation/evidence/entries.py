@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 KINDS: Final = (
-    "admission", "approval", "audit", "export", "incident", "login", "model", "order", "policy", "received", "refusal",
-    "release", "removal", "retention", "revocation", "round", "run", "split", "trust", "unlearning", "withdrawal",
+    "admission", "approval", "audit", "damage", "export", "incident", "login", "model", "order", "policy", "received",
+    "refusal", "release", "removal", "retention", "revocation", "round", "run", "split", "trust", "unlearning",
+    "withdrawal",
 )  # fmt: skip
 RETENTION: Final = "retention"  # the kind of entry that tells of deleted contents of others
+DAMAGE: Final = "damage"  # that tells of lines ahead of the log that could not be entered
 MAX_BYTES: Final = 65_535  # what tlog-tiles can say of an entry's length
 MAX_LISTED: Final = 256
 NAME: Final = "name"  # of the run that an entry is of

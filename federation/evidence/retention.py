@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import LEAST_LOG_DAYS
 from sovfed.federation.errors import EvidenceError, PolicyError
-from sovfed.federation.evidence.entries import NAME, RETENTION, read_entry
+from sovfed.federation.evidence.entries import DAMAGE, NAME, RETENTION, read_entry
 from sovfed.federation.evidence.notes import check_cosignature, read_checkpoint
 from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.evidence.store import LogReader, delete_contents, has_log, shrink
@@ -35,7 +35,7 @@ MOST: Final = 50_000  # entries in one deletion, so that nobody waits for it for
 MOST_RANGES: Final = 1_500  # what fits into one entry
 FIRST_S: Final = 600.0  # after a start
 WEEK_S: Final = 7 * DAY_S  # between two deletions that nobody asked for
-LASTING: Final = frozenset(("model", "release", RETENTION, "split", "trust", "unlearning", "withdrawal"))
+LASTING: Final = frozenset((DAMAGE, "model", "release", RETENTION, "split", "trust", "unlearning", "withdrawal"))
 LASTING_EVENTS: Final = frozenset(("purged", "withdrawn"))  # of orders
 COMPARED: Final = frozenset(("policy", "revocation"))  # kinds whose newest entry tells whether anything changed
 

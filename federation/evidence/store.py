@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.database import compact, reading, writing
 from sovfed.federation.errors import EvidenceError, ServiceError, SovfedError
 from sovfed.federation.evidence import merkle
-from sovfed.federation.evidence.ahead import read_ahead, read_lines, stands_ahead
-from sovfed.federation.evidence.entries import BEFORE, NAME, RETENTION, canonical, entry, read_entry
-from sovfed.federation.evidence.keys import FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
+from sovfed.federation.evidence.ahead import FILE as AHEAD
+from sovfed.federation.evidence.ahead import Standing, stands_ahead
+from sovfed.federation.evidence.entries import BEFORE, DAMAGE, NAME, RETENTION, canonical, entry, read_entry
+from sovfed.federation.evidence.keys import AGENCY, FOLDERS, LOG_KEY, VOUCHER, establish, load_key, read_voucher
 from sovfed.federation.evidence.notes import Checkpoint, sign
+from sovfed.federation.evidence.standing import CHANGED, Mend, due
 from sovfed.federation.files import read_private, stamp
 
 if TYPE_CHECKING:
@@ -58,13 +60,25 @@ def record(home: Path, kind: str, /, **fields: Any) -> int:
         return _append(db, signer, kind, int(time.time()), fields)
 
 
-def enter_ahead(home: Path) -> bool:
-    """Have all that stands ahead of the log (`ahead.py`) in it; False before the home has a certificate."""
+def enter_ahead(
+    home: Path, known: Standing | None = None, *, changed: bool = False, begins: str = "", mend: Mend = Mend.NOTHING
+) -> bool:
+    """Have all that stands ahead of the log in it; False before the home has a certificate.
+
+    `known`, `changed` and `begins` as `Enter` has them. What cannot be entered, and `mend` says may be, is set aside
+    with an entry that tells so; of anything else EvidenceError is raised, and nothing is entered.
+    """
     signer = _held_signer(home)
-    if signer is not None and stands_ahead(home):
-        with writing(home / FILE, _SCHEMA) as db:
-            _enter_ahead(db, signer, home)
-    return signer is not None
+    if signer is None:
+        return False
+    with writing(home / FILE, _SCHEMA) as db:
+        current = _enter_ahead(db, signer, home, known, mend)
+        if changed:
+            _append(db, signer, DAMAGE, int(time.time()), {"file": AHEAD, "why": CHANGED})
+        if begins:
+            db.execute("DELETE FROM ahead WHERE file != ?", (current,))
+            db.execute("INSERT OR REPLACE INTO ahead VALUES (?, 0)", (begins,))
+    return True
 
 
 def ahead_key(home: Path) -> bytes:
@@ -77,17 +91,30 @@ def _ahead_key(signer: tuple[str, Ed25519PrivateKey]) -> bytes:
     return hashlib.sha256(b"sovfed ahead of the log\0" + signer[1].private_bytes_raw()).digest()
 
 
-def _enter_ahead(db: sqlite3.Connection, signer: tuple[str, Ed25519PrivateKey], home: Path) -> None:
-    if not stands_ahead(home):
-        return
-    file, lines = read_ahead(home)
-    row = db.execute("SELECT entered FROM ahead WHERE file = ?", (file,)).fetchone()
-    entered = int(row[0]) if row else 0
-    for kind, at, fields in read_lines(_ahead_key(signer), file, lines, entered):
+def _enter_ahead(
+    db: sqlite3.Connection,
+    signer: tuple[str, Ed25519PrivateKey],
+    home: Path,
+    known: Standing | None = None,
+    mend: Mend = Mend.NOTHING,
+) -> str:
+    """Enter what stands ahead, within a transaction; the name of the file that has it, "" where there is none."""
+    entered = {str(file): int(size) for file, size in db.execute("SELECT file, entered FROM ahead")}
+    new = due(home, _ahead_key(signer), entered, known)
+    if new.why and new.mend > mend:
+        role = "server" if signer[0].startswith(AGENCY) else "client"
+        raise EvidenceError(
+            f"{home / AHEAD}: {new.why}; nothing is answered before it is set aside, of which an entry tells: "
+            f"`sovfed {role} log mend`"
+        )
+    for kind, at, fields in new.entries:
         _append(db, signer, kind, at, fields)
-    if len(lines) > entered:
+    if new.why:
+        _append(db, signer, DAMAGE, int(time.time()), new.told())
+    if new.entries or new.why:
         db.execute("DELETE FROM ahead")
-        db.execute("INSERT INTO ahead VALUES (?, ?)", (file, len(lines)))
+        db.execute("INSERT INTO ahead VALUES (?, ?)", (new.name, new.end))
+    return new.name
 
 
 def delete_contents(home: Path, ranges: Sequence[tuple[int, int]], **fields: Any) -> int:

@@ -31,7 +31,7 @@ def intervals(metrics: Metric, sums: Sums, unit: float = 1.0) -> dict[str, Inter
         return {}
     if isinstance(metrics, RegressionMetrics):
         mean, square = float(sums[2]) / count, float(sums[3]) / count
-        half = Z * math.sqrt(max(square - mean**2, 0.0) / count)
+        half = Z * math.sqrt(max(square - mean * mean, 0.0) / count)
         return {"mae": (max(0.0, unit * (mean - half)), unit * (mean + half))}
     if not isinstance(metrics, BinaryMetrics | ClassMetrics):
         return {}
@@ -46,7 +46,7 @@ def wilson(successes: float, count: float) -> Interval:
     """The interval of a share. Source: Wilson 1927, as in Brown, Cai and DasGupta 2001, equation 4."""
     share, square = min(max(successes / count, 0.0), 1.0), Z**2  # an institution may have sent any number
     middle = (share + square / (2 * count)) / (1 + square / count)
-    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

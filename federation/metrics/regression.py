@@ -46,5 +46,5 @@ class RegressionMetrics:
             "rmse": unit * max(0.0, squares / count) ** 0.5,
             "loss": loss / count,
         }
-        around = spread - total**2 / count
+        around = spread - total * total / count
         return {"r2": 1.0 - squares / around, **metrics} if around > SPREAD * count else metrics

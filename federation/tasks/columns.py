@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ CODES: Final = ".codes"  # all inputs that are categories, int16 [n, categories]
 PACKED: Final = "x"  # what a model is given of both
 EPOCH: Final = date(1970, 1, 1)  # from which a date's days count
 MAX_COLUMNS: Final = 10_000
+MAX_DIMENSIONS: Final = 8
+MAX_VALUES: Final = 1 << 24  # of a column in one record
 MAX_CATEGORIES: Final = 10_000
 Table: TypeAlias = "Mapping[str, npt.NDArray[Any]]"  # by column; a record is a place in the first dimension
 
@@ -68,12 +71,11 @@ class Column:
 
     def __post_init__(self) -> None:
         self._check_choices()
+        self._check_shape()
         if self.name.startswith(".") or self.name != self.name.strip():
             raise ValueError(f"column {self.name!r}: a name begins with no dot and has no spaces around it")
         if not self.low < self.high:
             raise ValueError(f"column '{self.name}': low {self.low:g} is not below high {self.high:g}")
-        if any(size < 1 for size in self.shape) or math.prod(self.shape) > 1 << 24:
-            raise ValueError(f"column '{self.name}': shape {list(self.shape)}")
         if (self.kind in ("image", "tokens", "text")) != bool(self.shape) and self.kind != "number":
             raise ValueError(f"column '{self.name}': a {self.kind} {'needs a shape' if not self.shape else 'has none'}")
         if (self.kind == "category") != bool(self.categories):
@@ -98,6 +100,12 @@ class Column:
             if (value := getattr(self, key)) not in options:
                 array = "; an array of numbers is a number with a shape" if key == "kind" else ""
                 raise ValueError(f"column '{self.name}': {key} is '{value}', expected {', '.join(options)}{array}")
+
+    def _check_shape(self) -> None:
+        known = self.shape[:MAX_DIMENSIONS]  # the product of many numbers takes long
+        whole = len(known) == len(self.shape) and all(1 <= size <= MAX_VALUES for size in known)
+        if not whole or math.prod(known) > MAX_VALUES:
+            raise ValueError(f"column '{self.name}': shape {list(known)}")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -170,7 +178,8 @@ class Schema:
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
-        if len(set(names)) != len(names) or PACKED in names or self.person in names or len(names) > MAX_COLUMNS:
+        alike = {normalize("NFC", name) for name in names}
+        if len(alike) != len(names) or PACKED in names or self.person in names or len(names) > MAX_COLUMNS:
             raise ValueError(
                 f"columns {names[:8]}…: names must be unequal, none of them '{PACKED}' or the person's, at most "
                 f"{MAX_COLUMNS}"

@@ -183,7 +183,7 @@ def _check(column: Column, where: str, filled: bool) -> None:
     if column.indicator and (column.missing == "refuse" or column.kind == "category"):
         raise ConfigError(f"'{where}.indicator' belongs to numbers that may be missing")
     if column.kind == "image" and len(column.shape) != 3:
-        raise ConfigError(f"'{where}.shape' is {list(column.shape)}, expected [channels, height, width]")
+        raise ConfigError(f"'{where}.shape' is {list(column.shape)[:4]}, expected [channels, height, width]")
     if column.kind == "tokens":
         if not (column.high.is_integer() and column.high < MOST_SYMBOLS):
             raise ConfigError(f"'{where}.high' is {column.high:g}, expected a whole number below {MOST_SYMBOLS}")

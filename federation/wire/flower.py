@@ -29,7 +29,7 @@ from flwr.supercore.date import now
 from flwr.supercore.run import Run
 
 from sovfed.federation.codec import check, decode, encode, vectors
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import WIRE_SENTENCES, ProtocolError
 from sovfed.federation.messages import MAX_PARAMETERS, Message
 
 RAW: Final = "sovfed.raw.le"  # serialisation type: the array's little-endian bytes, nothing else
@@ -131,7 +131,13 @@ class _Arrived(UserDict[str, Any]):
 
 
 def arrived(proto: ProtoRecordDict, views: Sequence[bytes | memoryview]) -> RecordDict:
-    """The records in `proto`, the bytes of whose arrays are `views`. Raises ProtocolError if they are not as many."""
+    """The records in `proto`, the bytes of whose arrays are `views`.
+
+    Raises ProtocolError if they are not as many, or one of the records is there twice: Flower would log its name as it
+    came.
+    """
+    if len({item.key for item in proto.items}) != len(proto.items):
+        raise ProtocolError("a record is there twice")
     count = sum(len(item.array_record.items) for item in proto.items if item.HasField("array_record"))
     if count != len(views):
         raise ProtocolError(f"{count} arrays with {len(views)} times data")
@@ -147,7 +153,7 @@ def header_of(records: RecordDict) -> tuple[dict[str, Any], dict[str, npt.NDArra
 
 
 def refusal_in(records: RecordDict) -> str:
-    """The reason of the refusal that `records` are; "" if they are none."""
+    """The reason of the refusal that `records` are, one of `WIRE_SENTENCES`; "" if they are none."""
     data = records.__dict__["_data"]
     try:
         if isinstance(data, _Arrived) and data.proto is not None:
@@ -157,7 +163,7 @@ def refusal_in(records: RecordDict) -> str:
         reason = header.get("reason") if header.get("kind") == "refusal" else ""
     except (ProtocolError, AttributeError):
         return ""
-    return reason if isinstance(reason, str) else ""
+    return reason if isinstance(reason, str) and reason in WIRE_SENTENCES else ""
 
 
 def _split(message: Message) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

@@ -7,7 +7,7 @@ referred to. Tests hold that the result is what Flower's own code makes and read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
@@ -32,6 +32,9 @@ from sovfed.federation.wire.lane import Buffer, Outgoing, length_of
 
 Parts: TypeAlias = tuple[Buffer, ...]
 SHORT_BYTES: Final = 1 << 16  # of a message
+MAX_FIELDS: Final = 1 << 16  # of a long message, from its own down to its arrays'
+MAX_REST_BYTES: Final = 1 << 20  # of a long message, beside its arrays' data
+MAX_LOOKED: Final = 1 << 12  # fields among which the one that a first chunk ends in is looked for
 _LENGTH_DELIMITED: Final = 2  # wire type
 _ARRAY_VALUE: Final = ProtoArrayRecord.Item.VALUE_FIELD_NUMBER
 _FIELDS: Final = {bool: "bool", int: "sint64", float: "double", str: "string", bytes: "bytes"}  # of a header's value
@@ -120,41 +123,56 @@ def unpack(data: bytearray | memoryview) -> FlowerMessage:
 
 def _parsed(data: memoryview) -> tuple[ProtoMessage, Sequence[bytes | memoryview]]:
     """The message in `data` and its arrays' bytes. To copy those of a short one is quicker than to look for them."""
-    views: list[bytes | memoryview] = []
     if len(data) > SHORT_BYTES or origin(data) is not None:
-        return ProtoMessage.FromString(_lift(data, _DATA, views)), views
+        lifter = _Lifter()
+        return ProtoMessage.FromString(lifter.lift(data)), lifter.values
     proto = ProtoMessage.FromString(bytes(data))
     arrays = (entry.value for item in proto.content.items for entry in item.array_record.items)
     return proto, [array.data for array in arrays]
 
 
-def _lift(view: memoryview, path: tuple[int, ...], values: list[bytes | memoryview]) -> bytes:
-    """The protobuf message in `view` without the values of the fields at `path`, which go to `values`, uncopied."""
-    parts: list[Any] = []  # buffers in memory
-    position = 0
-    while position < len(view):
-        start = position
-        key, position = _read_varint(view, position)
-        length = 0
-        match key & 7:
-            case 0:
-                _, position = _read_varint(view, position)
-            case 1 | 5:
-                position += 8 if key & 7 == 1 else 4
-            case 2:
-                length, position = _read_varint(view, position)
-                position += length
-            case other:
-                raise DecodeError(f"wire type {other}")
-        if position > len(view):
-            raise DecodeError("a field beyond the end")
-        if key != path[0] << 3 | _LENGTH_DELIMITED:
-            parts.append(view[start:position])
-        elif len(path) == 1:
-            values.append(view[position - length : position])
-        else:
-            parts += _nested(path[0], (_lift(view[position - length : position], path[1:], values),))
-    return b"".join(parts)
+class _Lifter:
+    """Takes the arrays' bytes out of a long message, uncopied: they go to `values`.
+
+    What else is in it is bounded before anything is made of it: a field of two bytes takes a hundred times as much.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[bytes | memoryview] = []
+        self._fields, self._rest_bytes = MAX_FIELDS, MAX_REST_BYTES
+
+    def lift(self, view: memoryview, path: tuple[int, ...] = _DATA) -> bytes:
+        """The protobuf message in `view` without the values of the fields at `path`. Raises DecodeError."""
+        parts: list[Any] = []  # buffers in memory
+        position = 0
+        while position < len(view):
+            start = position
+            key, position = _read_varint(view, position)
+            length = 0
+            match key & 7:
+                case 0:
+                    _, position = _read_varint(view, position)
+                case 1 | 5:
+                    position += 8 if key & 7 == 1 else 4
+                case 2:
+                    length, position = _read_varint(view, position)
+                    position += length
+                case other:
+                    raise DecodeError(f"wire type {other}")
+            if position > len(view):
+                raise DecodeError("a field beyond the end")
+            self._fields -= 1
+            above = key == path[0] << 3 | _LENGTH_DELIMITED
+            self._rest_bytes -= 0 if above else position - start
+            if self._fields < 0 or self._rest_bytes < 0:
+                raise DecodeError(f"more than {MAX_FIELDS} fields, or {MAX_REST_BYTES} bytes beside arrays")
+            if not above:
+                parts.append(view[start:position])
+            elif len(path) == 1:
+                self.values.append(view[position - length : position])
+            else:
+                parts += _nested(path[0], (self.lift(view[position - length : position], path[1:]),))
+        return b"".join(parts)
 
 
 def shift_of(head: memoryview) -> int:
@@ -162,14 +180,14 @@ def shift_of(head: memoryview) -> int:
     multiple of 8.
     """
     try:
-        return -(_beyond(head, 0, len(head), _DATA) or 0) % 8
+        return -(_beyond(head, 0, len(head), _DATA, iter(range(MAX_LOOKED))) or 0) % 8
     except DecodeError:
         return 0
 
 
-def _beyond(head: memoryview, position: int, end: int, path: tuple[int, ...]) -> int | None:
-    """Where the value of the field at `path` begins that ends beyond `head`."""
-    while position < min(end, len(head)):
+def _beyond(head: memoryview, position: int, end: int, path: tuple[int, ...], looks: Iterator[int]) -> int | None:
+    """Where the value of the field at `path` begins that ends beyond `head`, if that is among the next `looks`."""
+    while position < min(end, len(head)) and next(looks, None) is not None:
         key, position = _read_varint(head, position)
         if key & 7 != _LENGTH_DELIMITED:
             raise DecodeError(f"wire type {key & 7}")  # above an array, Flower's messages have no other
@@ -177,7 +195,7 @@ def _beyond(head: memoryview, position: int, end: int, path: tuple[int, ...]) ->
         if key == path[0] << 3 | _LENGTH_DELIMITED:
             if len(path) == 1 and position + length > len(head):
                 return position
-            if len(path) > 1 and (start := _beyond(head, position, position + length, path[1:])) is not None:
+            if len(path) > 1 and (start := _beyond(head, position, position + length, path[1:], looks)) is not None:
                 return start
         position += length
     return None

@@ -45,6 +45,7 @@ from sovfed.server.rounds.patience import Patience
 log = logging.getLogger(__name__)
 FOLD_CHUNK: Final = 1 << 15  # parameters folded at a time: 256 KiB of float64 stay in the cache
 EXACT: Final = 2.0**53  # float64 adds whole numbers below it without rounding
+MOST_SUM: Final = 1e100  # of an institution: squares, and sums over all institutions, stay finite
 TYPES: Final = {
     ProfileRequest: "query.profile",
     PrivateRequest: "train.private",
@@ -314,11 +315,16 @@ class PlainAggregation:
 
 
 def _fits(reply: SumReply, request: SumRequest, width: int) -> bool:
-    """Whether the reply has the request's round, the model's shape and sums of the task's length."""
+    """Whether the reply has the request's round, the model's shape and sums of the task's length that can be added."""
     if isinstance(reply, ProfileReply) or isinstance(request, ProfileRequest):
-        return isinstance(reply, ProfileReply) and reply.sums.shape == (width,)
+        return isinstance(reply, ProfileReply) and _can_be_added(reply.sums, width)
     if isinstance(request, TrainRequest) and (
         not isinstance(reply, TrainReply) or reply.update.shape != (request.update_size,)
     ):
         return False
-    return reply.round == request.round and reply.evaluation.shape == (width,)
+    return reply.round == request.round and _can_be_added(reply.evaluation, width)
+
+
+def _can_be_added(sums: Sums, width: int) -> bool:
+    """Whether `sums` are as many as they should be, and no sum of them over institutions is beyond a float's reach."""
+    return sums.shape == (width,) and float(np.abs(sums).max(initial=0.0)) <= MOST_SUM

@@ -39,6 +39,20 @@ def test_no_sum_that_an_institution_may_send_ends_a_run(metrics: Metric) -> None
         assert np.isfinite(told).all()
 
 
+@pytest.mark.parametrize(
+    "metrics", [BinaryMetrics(), ClassMetrics(3), RegressionMetrics(), MultiLabelMetrics(("a", "b"))],
+    ids=lambda metrics: type(metrics).__name__,
+)  # fmt: skip
+def test_squares_of_what_is_too_large_end_no_run_either(metrics: Metric) -> None:
+    """Python's `**` raises where a product is infinite: one institution's 1e200 ended every run in the clear."""
+    generator = np.random.default_rng(0)
+    with np.errstate(all="ignore"):
+        for _ in range(1_000):
+            sums = generator.choice([0, 1, -1, 100, 1e100, -1e100, 1e-100, 1e-300], metrics.size)
+            metrics.summarise(sums)
+            intervals(metrics, sums)
+
+
 @pytest.mark.parametrize(("successes", "count"), [(0, 20), (7, 20), (166, 170), (500, 500)])
 def test_the_interval_of_a_share_is_scipy_s(successes: int, count: int) -> None:
     expected = binomtest(successes, count).proportion_ci(0.95, method="wilson")

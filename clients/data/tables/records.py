@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from sovfed.clients.data.tables.opt_out import remaining
 from sovfed.clients.data.tables.report import COLUMNS
 from sovfed.clients.data.tables.units import suspicion
 from sovfed.federation.config import BAD_ROWS
-from sovfed.federation.files import write_private
+from sovfed.federation.files import open_plain, write_private
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
     from sovfed.federation.tasks.columns import Schema, Table
 
+HEADER: Final = "line,column,fault"  # of the list of bad rows
 log = logging.getLogger(__name__)
 
 
@@ -78,11 +79,27 @@ def write_bad_rows(report: Report, config: DataConfig) -> str:
     site = f".{config.site}" if config.site_column else ""
     path = Path(config.bad_rows_file or f"{report.where}{site}{BAD_ROWS}").expanduser()
     lines = [f'{line},"{_quoted(column)}",{kind}' for line, column, kind in sorted(report.bad_lines)]
+    if not _is_such_a_list(path):
+        return f"; they are not written to {path}, which is another file: set data.bad_rows_file"
     try:
-        write_private(path, "\n".join(["line,column,fault", *lines, ""]).encode())
+        write_private(path, "\n".join([HEADER, *lines, ""]).encode())
     except OSError as error:
         return f"; they could not be written to {path} ({error.strerror}): set data.bad_rows_file"
     return f"; they are listed in {path}"
+
+
+def _is_such_a_list(path: Path) -> bool:
+    """Whether what is at `path` may be written anew: it is a list of bad rows, or nothing.
+
+    Settings that come from somebody else may name any file.
+    """
+    try:
+        with open_plain(path) as file:
+            return file.read(len(HEADER) + 1) in (b"", f"{HEADER}\n".encode())
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 def _quoted(text: str) -> str:

@@ -19,7 +19,7 @@ from sovfed.clients.data.tables.units import suspected
 from sovfed.clients.data.tables.words import Rules, Words
 from sovfed.clients.home.overrides import client_config
 from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import DataError
+from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.columns import Column, number
 
@@ -245,3 +245,11 @@ def test_an_institution_joins_with_the_settings_beside_its_table(tmp_path: Path)
     data = client_config(data_overrides(str(path))).data
     assert (data.decimal, data.missing_words, data.max_bad_share) == (",", ("k. A.", "n,b"), 0.1)
     assert (data.path, data.mapping) == (str(path), str(tmp_path / "own.yaml"))
+
+
+def test_the_settings_beside_a_table_name_no_other_table(tmp_path: Path) -> None:
+    """They may come from somebody else, and what was looked at would not be what is trained on."""
+    (tmp_path / "koeln.csv").write_text("x\n")
+    (tmp_path / "koeln.yaml").write_text("data: {path: /srv/all-of-us.csv}\n")
+    with pytest.raises(ConfigError, match=r"'data\.path' is the table that lies beside it"):
+        data_overrides(str(tmp_path / "koeln.csv"))

@@ -324,6 +324,24 @@ def test_bad_rows_are_left_out_up_to_a_share_and_listed_privately(
             assert (tmp_path / "else").exists()
 
 
+def test_the_list_of_bad_rows_is_written_over_no_other_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Settings that somebody else has made may name any file of this user's."""
+    other, link = tmp_path / "authorized_keys", tmp_path / "link"
+    other.write_text("ssh-ed25519 AAAA mine\n")
+    link.symlink_to(other)
+    lines = [f"{30 + row},1,0,p{row}" for row in range(40)]
+    lines[3] = "33,secret,0,p3"
+    text = "\n".join(["age,dose,ill,patient", *lines])
+    for path in (other, link, tmp_path):
+        assert len(_load(written(tmp_path, text, bad_rows="quarantine", bad_rows_file=str(path)), SMALL)) == 39
+        assert f"they are not written to {path}, which is another file" in caplog.text
+    assert other.read_text() == "ssh-ed25519 AAAA mine\n"
+    assert link.is_symlink()
+    for _ in range(2):  # its own list is written anew
+        _load(written(tmp_path, text, bad_rows="quarantine", bad_rows_file=str(tmp_path / "list")), SMALL)
+        assert (tmp_path / "list").read_text() == 'line,column,fault\n5,"dose",number\n'
+
+
 def test_codes_without_a_meaning_are_never_left_out(tmp_path: Path) -> None:
     """1 and 2 for no and yes: with few of class 2 all others would be read as the wrong class."""
     text = "\n".join(["age,dose,ill", *["50,1,1"] * 60, "51,1,2"])

@@ -24,7 +24,9 @@ from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.up import make_supervisor
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
-from sovfed.federation.errors import ConfigError, IdentityError, PolicyError, ServiceError
+from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, PolicyError, ServiceError
+from sovfed.federation.evidence.checking import check_log
+from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.messages import Message, ProfileReply, ProfileRequest, Refusal, RunReply
@@ -50,6 +52,21 @@ def test_enrolled_home_with_a_policy_may_start(home: Path) -> None:
     supervisor = make_supervisor(home)
     assert [process.name for process in supervisor.status().processes] == ["trainer", "supernode", "gateway"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "secrets").iterdir()} == {0o600}
+
+
+def test_who_starts_what_cannot_write_its_log_is_told_the_command_that_helps(home: Path) -> None:
+    make_supervisor(home)
+    ahead = home / "audit" / "ahead"
+    with ahead.open("ab") as file:
+        file.write(b"what nobody\nhas written\n")
+    with pytest.raises(EvidenceError, match=r"`sovfed client log mend`"):
+        make_supervisor(home)
+    Noting.mend(home)
+    make_supervisor(home)
+    with ahead.open("ab") as file:
+        file.write(b"as a power cut leaves it\n")
+    make_supervisor(home)
+    assert len(check_log(home).damage) == 2
 
 
 def test_a_taken_port_is_named_with_the_setting_that_changes_it(home: Path) -> None:

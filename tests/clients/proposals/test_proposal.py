@@ -405,3 +405,10 @@ def test_a_number_with_a_long_tail_is_proposed_by_its_logarithm() -> None:
         seen = look("bnp", [f"{value:.2f}" for value in values], ".")
         assert seen.kind == "number" and seen.values.get("scaling") == scaling
         assert ("a long tail" in seen.note) == (scaling is not None)
+
+
+def test_a_word_of_few_records_is_asked_about_since_the_file_goes_to_everybody() -> None:
+    wards = ["A", "B", "b "] * 30
+    assert look("ward", wards, ".").note == "to be confirmed: are these all the words?"
+    note = look("ward", [*wards, "mayor Schmidt", "C", "C"], ".").note
+    assert note.endswith("all the words? 2 in fewer than 5 records here: none about a person?")

@@ -225,6 +225,23 @@ def test_the_documents_example_is_a_task() -> None:
     assert (task.name, task.schema.classes, task.transform.width) == ("birth", ("no", "yes"), 5 + 4)
 
 
+@pytest.mark.parametrize(
+    "unseen", ["\\u3164", "\\u2800", "\\u034f", "\\ufe0f", "\\ufe00", "\\uffa0", "\\U000e0101", "\\u200b"]
+)
+@pytest.mark.parametrize("place", ["title: t", '  "age": {kind: number, low: 0, high: 9}', "classes: [no, yes]"])
+def test_letters_that_nobody_sees_are_refused(unseen: str, place: str) -> None:
+    """A reviewer would read two columns, or two words, of the same name."""
+    text = (
+        "name: n\ntitle: t\nperson: one row a person\ncolumns:\n"
+        '  "age": {kind: number, low: 0, high: 9}\n  b: {kind: number, low: 0, high: 9}\n'
+        "target:\n  kind: binary\n  column: ill\n  classes: [no, yes]\nmodel: {family: linear}\n"
+    )
+    task_from_text(text)
+    hidden = {"title: t": f'title: "t{unseen}"', "classes: [no, yes]": f'classes: [no, "yes{unseen}"]'}
+    with pytest.raises(ConfigError):
+        task_from_text(text.replace(place, hidden.get(place, place.replace('age"', f'age{unseen}"'))))
+
+
 @pytest.mark.parametrize("place", ["\\e]0;x\\a: {kind: number, low: 0, high: 1}", 'a: {"\\e[2J": 1}'])
 def test_no_error_about_a_column_steers_the_terminal(place: str) -> None:
     name, _, rest = place.partition(": ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -16,6 +18,8 @@ from flwr.proto.recorddict_pb2 import ConfigRecord as Config
 from flwr.proto.recorddict_pb2 import ConfigRecordValue as Value
 from flwr.proto.recorddict_pb2 import RecordDict as Records
 from flwr.proto.recorddict_pb2 import StringList
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import Message, Refusal, TrainReply, TrainRequest
@@ -30,7 +34,7 @@ from sovfed.federation.wire.flower import (
     to_records,
 )
 from sovfed.federation.wire.lane import Outgoing
-from sovfed.federation.wire.lane_codec import content_parts, error_reply, pack, shift_of, unpack
+from sovfed.federation.wire.lane_codec import _nested, content_parts, error_reply, pack, shift_of, unpack
 
 DATA = np.arange(300, dtype=np.float32).tobytes()
 RECORDS = RecordDict(
@@ -139,6 +143,7 @@ def arrays(*names: str, key: str = "vectors", shape: tuple[int, ...] = (1,)) -> 
     return Records.Item(key=key, array_record=ArrayRecordProto(items=items))
 
 
+LONG = "\x1b[2J\n" + "x" * 50_000
 KIND = header(kind=Value(string="refusal"), version=Value(sint64=1), reason=Value(string="failed"))
 
 
@@ -189,3 +194,79 @@ def test_a_long_array_is_aligned_in_its_file_and_goes_on_from_there_unread(chunk
 @pytest.mark.parametrize("head", [b"", b"\xff" * 20, b"\x08\x01", b"\x12\xff\xff\xff\xff\x0f\x0a"])
 def test_a_head_that_lies_moves_nothing(head: bytes) -> None:
     assert shift_of(memoryview(head)) == 0
+
+
+def crowded(*path: int, count: int = 1 << 20) -> bytes:
+    """A message that has, below the fields at `path`, so many fields of two bytes."""
+    data = b"\x0a\x00" * count
+    for field in reversed(path):
+        data = joined(Outgoing(_nested(field, (data,))))
+    return data
+
+
+IN_RECORDS = (ProtoMessage.CONTENT_FIELD_NUMBER,)
+IN_CONFIG = (*IN_RECORDS, Records.ITEMS_FIELD_NUMBER, Records.Item.CONFIG_RECORD_FIELD_NUMBER)
+IN_ARRAYS = (*IN_RECORDS, Records.ITEMS_FIELD_NUMBER, Records.Item.ARRAY_RECORD_FIELD_NUMBER)
+IN_ARRAY = (*IN_ARRAYS, ArrayRecordProto.ITEMS_FIELD_NUMBER, ArrayRecordProto.Item.VALUE_FIELD_NUMBER)
+
+
+@pytest.mark.parametrize("path", [(), IN_RECORDS, IN_CONFIG, IN_ARRAYS, IN_ARRAY])
+def test_a_message_crowded_with_fields_is_refused_before_anything_is_made_of_them(path: tuple[int, ...]) -> None:
+    """Two bytes each, they took a hundred times their memory and a second a megabyte, on the thread that all lanes of a
+    run share: 8 MB of one institution made the others wait for 10 s."""
+    data = bytearray(crowded(*path))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError) as refused:
+            unpack(data)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert "more than" in str(refused.value.__cause__)
+    assert shift_of(memoryview(data)) == 0
+
+
+def test_a_field_that_is_no_array_may_not_be_as_long_as_one() -> None:
+    """It would be in memory three times before anybody looked at it."""
+    question = new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1")
+    with pytest.raises(ProtocolError):
+        unpack(bytearray(joined(pack(error_reply(2, "x" * (1 << 20), question)))))
+    long = header(kind=Value(string="refusal"), version=Value(sint64=1), reason=Value(string="x" * (1 << 20)))
+    with pytest.raises(ProtocolError):
+        unpack(bytearray(ProtoMessage(content=Records(items=[long])).SerializeToString()))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [header(kind=Value(string="refusal"), version=Value(string=LONG), reason=Value(string="failed"))],
+        [header(kind=Value(string="refusal"), version=Value(sint64=1), reason=Value(string=LONG))],
+        [header(kind=Value(string="run-reply"), version=Value(sint64=1), beyond=Value(string=LONG))],
+        [KIND, arrays(*(f"{number}{LONG[:9_000]}" for number in range(4)))],
+        [KIND, arrays("model", key=LONG)],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("looked", [False, True])
+def test_what_is_said_of_a_refused_message_is_short(items: list[Records.Item], looked: bool) -> None:
+    """It goes into the log of whoever got it: 60 KB a message of somebody else's choosing would fill a disk."""
+    question = new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1")
+    proto = ProtoMessage(metadata=message_to_proto(question).metadata, content=Records(items=items))
+    with pytest.raises(ProtocolError) as refused:
+        _read(proto.SerializeToString(), looked)
+    assert len(str(refused.value)) <= 600
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_message_that_somebody_has_damaged_is_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
+    """Any other error would end the lane of whoever reads it."""
+    damaged = bytearray(joined(pack(new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1"))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, min(len(damaged), 250)))
+        damaged[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
+    with contextlib.suppress(ProtocolError):
+        shift_of(memoryview(damaged))
+        message = unpack(bytearray(damaged + bytes(data.draw(st.sampled_from((0, 1 << 16))))))
+        if message.has_content():
+            refusal_in(message.content)
+            from_records(message.content)

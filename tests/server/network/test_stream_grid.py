@@ -22,6 +22,7 @@ from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Cutter, DirectGrid, ag
 from sovfed.federation.errors import AwayError, ProtocolError, ServiceError
 from sovfed.federation.messages import LaneOffer, Refusal, TrainReply, TrainRequest
 from sovfed.federation.wire.flower import from_records, new_message, to_records
+from sovfed.federation.wire.lane import Outgoing
 from sovfed.server.network import lane_links
 from sovfed.server.network.grid import StreamGrid, open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence
@@ -214,6 +215,25 @@ def test_a_reply_that_does_not_fit_is_refused(found: Agency, caplog: pytest.LogC
             assert grid.refused == number + 1
         (reply,) = grid.replies(messages(found, request(9), nodes=1), 5.0)
         assert reply.has_error()
+
+
+@pytest.mark.parametrize("crowd", [b"\x0a\x00" * (4 << 20), b"\x0a\x00" * 20_000, b"\xff"])
+def test_a_reply_of_nothing_but_fields_holds_nobody_up(
+    found: Agency, monkeypatch: pytest.MonkeyPatch, crowd: bytes
+) -> None:
+    """A dishonest institution's 8 MB kept the thread that reads all replies of a run busy for 10 s."""
+    liar = found.gateways[0]
+    assert liar.lane is not None
+    with opened(found) as grid:
+        assert ask_all(found, grid, 1) == node_ids(found)
+        with monkeypatch.context() as lying:
+            lying.setattr(liar.lane, "_answer", lambda *_: Outgoing((crowd,)))
+            replies = grid.replies(messages(found, request(2)), 30.0)
+            answered = {next(replies).metadata.src_node_id for _ in range(3)}
+            assert answered == node_ids(found) - {int(liar.node.node_id)}
+            wait_until(lambda: grid.refused == 1)
+            replies.close()  # type: ignore[attr-defined]
+        assert ask_all(found, grid, 3) == node_ids(found)
 
 
 def test_a_stream_cut_in_the_middle_of_messages_goes_on_where_it_was(found: Agency) -> None:

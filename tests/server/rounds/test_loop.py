@@ -98,6 +98,7 @@ def altered(**changes: object) -> Behaviour:
         pytest.param(altered(count=0), id="no records"),
         pytest.param(altered(count=-5), id="negative records"),
         pytest.param(altered(evaluation=np.ones(3)), id="wrong sums"),
+        pytest.param(altered(evaluation=np.full(TASK.evaluation_size, 1e308)), id="sums beyond reach"),
         pytest.param(lambda request: ProfileReply(sums=np.ones(3)), id="wrong kind"),
         pytest.param(lambda request: Refusal(reason="policy"), id="refusal"),
     ],
@@ -107,6 +108,12 @@ def test_a_bad_reply_is_left_out_and_the_round_goes_on(hostile: Behaviour) -> No
     done = made.train(1)
     assert done.participants == [1, 3] and list(done.refused) == [2]
     np.testing.assert_allclose(made.model, np.full(4, 3.25))
+
+
+def test_sums_whose_sum_is_beyond_a_float_end_no_run() -> None:
+    wild = altered(evaluation=np.full(TASK.evaluation_size, 1.7e308))
+    done = rounds([honest(1.0, 10), wild, wild, honest(4.0, 30)], min_cohort=2).train(1)
+    assert done.participants == [1, 4] and list(done.refused) == [2, 3]
 
 
 def test_exception_text_of_an_institution_does_not_reach_the_server() -> None:
