@@ -107,10 +107,14 @@ def supervise(home: Path, detach: bool) -> None:
     """Run the agency's processes until SIGTERM or Ctrl-C, or detached in the background."""
     import click
 
+    from sovfed.federation.slow import said_if_slow
+
     if detach:
         make_supervisor(home)  # refuse here, where somebody reads it
         argv = python_command("sovfed", "server", "up", "--home", str(home))
-        for line in start_detached(argv, quiet_environment(also=TRACKING), home):
+        with said_if_slow("starting superlink, registry and executor; on a busy machine that takes a minute"):
+            complaints = start_detached(argv, quiet_environment(also=TRACKING), home)
+        for line in complaints:
             click.echo(line, err=True)
         click.echo(f"running; `sovfed server status --home {home}`")
         return
