@@ -67,12 +67,7 @@ def make_supervisor(home: Path) -> Supervisor:
     """
     home = home.absolute()
     settings = load_settings(home)
-    for name in ("cert.pem", "root.pem", "crl.pem"):
-        if not (home / "identity" / name).exists():
-            raise ServiceError(
-                f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
-                "then `sovfed server certificate CERT ROOT CRL`"
-            )
+    require_certified(home)
     check_ports(home, home / SETTINGS, _ports(settings.server))
     settled = hashlib.sha256((home / SETTINGS).read_bytes()).hexdigest()
     record_change(home, "policy", settings=settled, version=__version__)
@@ -80,6 +75,16 @@ def make_supervisor(home: Path) -> Supervisor:
         home, processes(home, settings.server, settings.tracking), settings.server.log_format,
         watch(home, settings.server),
     )  # fmt: skip
+
+
+def require_certified(home: Path) -> None:
+    """Raise ServiceError unless the agency has its certificate, the authority's root and a revocation list."""
+    for name in ("cert.pem", "root.pem", "crl.pem"):
+        if not (home / "identity" / name).exists():
+            raise ServiceError(
+                f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
+                f"then `sovfed server certificate CERT ROOT CRL --home {home}`"
+            )
 
 
 def watch(home: Path, config: ServerConfig) -> AbstractContextManager[object] | None:
