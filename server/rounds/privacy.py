@@ -24,7 +24,7 @@ from sovfed.federation.privacy.accounting import (
     epsilon,
 )
 from sovfed.federation.privacy.events import Event
-from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
+from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, reserved, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.statistics.question import Question, read_question
@@ -53,7 +53,7 @@ class PrivacyPlan:
     def make(cls, config: Config, grant: str, parameters: int) -> PrivacyPlan:
         """Calibrated to the target over all planned steps, or with the multiplier that is configured.
 
-        Raises PrivacyError if no noise reaches the target, or the noise does not suit its grid.
+        Raises PrivacyError if no noise reaches the target, or the noise does not suit its grid or fit the ring.
         """
         privacy = config.privacy
         steps = config.rounds * _steps(config) + privacy.spare_steps
@@ -69,11 +69,20 @@ class PrivacyPlan:
             )
         if plan.distance_delta > SLACK * privacy.delta:
             raise PrivacyError(f"the noise samplers' distance adds {plan.distance_delta:.2g} to δ = {privacy.delta:g}")
+        plan._require_room()
         log.info(
             "privacy: %s, ε = %.3f at δ = %g over %d steps, noise multiplier %.4f",
             privacy.mechanism, plan.epsilon, privacy.delta, steps, multiplier,
         )  # fmt: skip
         return plan
+
+    def _require_room(self) -> None:
+        """Raise PrivacyError if the noise does not fit the ring: each institution would find so, and refuse."""
+        secagg = self.config.secagg
+        if self.config.privacy.mechanism == "silo" or not secagg.enabled:
+            return
+        ring = Ring(secagg.bits, secagg.clip, secagg.max_weight, self.config.server.min_cohort)
+        reserved(share_variance(self.noise_multiplier, self.units, self.honest), ring.half - 2)
 
     @cached_property
     def honest(self) -> int:
