@@ -66,7 +66,7 @@ for _command in (propose, approve, explain, withdraw, unlearn, purge, table):
 @click.option(
     "--follow/--no-follow", default=True, help="Show each round until the run ends (Ctrl-C only stops watching)."
 )
-@click.option("--anyway", is_flag=True, help="Start also what institutions refuse unless their policies say otherwise.")
+@click.option("--anyway", is_flag=True, help="Start also what costs more than institutions' policies begin with.")
 @HOME
 @JSON
 def start(
@@ -75,8 +75,8 @@ def start(
     """Start a run. OVERRIDES choose task, which must be named, strategy and values.
 
     Institutions are shown its order first; it waits for the officers who have to sign (`order.wait_s`). Fewer
-    institutions than `server.min_cohort` (5, unless `server init` or OVERRIDES say otherwise) make no run. Nor is one
-    started that institutions refuse by the policies which they begin with, without --anyway.
+    institutions than `server.min_cohort` (5, unless `server init` or OVERRIDES say otherwise) make no run. Nor is a
+    private one started that costs more than the policies which they begin with allow, without --anyway.
 
     \b
     Examples:
@@ -85,7 +85,8 @@ def start(
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.orders.foreseen import foreseen_of_config
+    from sovfed.server.orders.apart import refusals_of_config
+    from sovfed.server.orders.foreseen import beyond_usual
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -103,7 +104,9 @@ def start(
         plan = planned(config, vector_size(config, configured_task(config.task)))
         tell_of_noise(plan)
         name = proposed or new_run_name(config)
-        hold_back(foreseen_of_config(home, name, config, plan), anyway)
+        hold_back([] if plan is None else beyond_usual(plan), anyway)
+        for line in refusals_of_config(home, name, config):  # which depends on who comes
+            click.echo(visible(f"warning: {line}"), err=True)
         control = _control(home)
         if waits := require_enough(config, control.list_nodes()):
             click.echo(visible(waits), err=True)
@@ -113,7 +116,7 @@ def start(
 
 
 def hold_back(refusals: list[str], anyway: bool) -> None:
-    """Warn of `refusals`, which are foreseen, if the run is to be started `anyway`. Raises PolicyError if not."""
+    """Warn of `refusals`, which every usual policy means, if the run is started `anyway`. Raises PolicyError if not."""
     if refusals and not anyway:
         raise PolicyError(
             f"not started: {'; '.join(refusals)}. Where their policies do say otherwise: `run start … --anyway`"

@@ -15,7 +15,7 @@ from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.server.cli.run import cli, planned
 from sovfed.server.home import init
-from sovfed.server.orders.foreseen import MOST, foreseen, foreseen_of_config
+from sovfed.server.orders.foreseen import MOST, beyond_usual, foreseen
 from sovfed.server.orders.making import read_order
 from sovfed.server.orders.proposing import configured
 from sovfed.server.rounds.privacy import vector_size
@@ -46,8 +46,8 @@ def test_a_cost_beyond_the_usual_budget_is_told_when_it_is_proposed_and_before_i
     config = configured(home, words)
     plan = planned(config, vector_size(config, configured_task(config.task)))
     proposal = read_order(home / "runs" / "dear")
-    assert proposal is not None
-    assert foreseen_of_config(home, "other", config, plan) == foreseen(home, proposal.order)
+    assert proposal is not None and plan is not None
+    assert beyond_usual(plan) == foreseen(home, proposal.order)
     assert said in foreseen(home, proposal.order)[0]
 
 
