@@ -1,4 +1,4 @@
-"""Secrets that a person types unseen, or that come by a pipe."""
+"""What a person is asked: a yes or no, and secrets, typed unseen or come by a pipe."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def ask_secret(what: str, otherwise: str, *, twice: bool = False) -> str:
     if twice and (again := sys.stdin.readline()) and again.rstrip("\r\n") != words.rstrip("\r\n"):
         raise ConfigError(f"the two lines given for the {what} differ")
     return words.rstrip("\r\n")
+
+
+def confirmed(question: str, otherwise: str = "--yes") -> bool:
+    """Whether somebody says yes. Raises ConfigError, with what to do `otherwise`, if nobody is here to answer."""
+    try:
+        return click.confirm(question)
+    except click.Abort as stopped:
+        if isinstance(stopped.__context__, EOFError):  # no terminal, and an empty pipe
+            raise ConfigError(f"nobody is here to answer that: {otherwise}, or a terminal") from stopped
+        raise

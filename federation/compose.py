@@ -219,7 +219,8 @@ def split_override(text: str, folders: Sequence[Path] = (PACKAGED,)) -> tuple[st
     options, settings = groups(folders), schema()
     if key in options and raw not in options[key]:
         brought = plugins.installed(BROUGHT[key]) if key in BROUGHT else {}
-        raise ConfigError(f"unknown option '{raw}' of group '{key}'{nearest(raw, [*options[key], *brought])}")
+        meant = plugins.file_meant(raw) if key == "task" else ""
+        raise ConfigError(f"unknown option '{raw}' of group '{key}'{meant or nearest(raw, [*options[key], *brought])}")
     if key not in options and key not in settings:
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, [*settings, *options])}")
     return key, raw

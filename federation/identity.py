@@ -280,6 +280,11 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
     roots = certificates_of(read_bounded(path), str(path))
     if not 1 <= len(roots) <= MAX_ROOTS:
         raise IdentityError(f"{path}: {len(roots)} certificates, expected one PEM certificate, or two")
+    for root in roots:
+        if root.issuer != root.subject:
+            raise IdentityError(
+                f"{path}: the certificate of {root.subject.rfc4514_string()}, not an authority's root (root.pem)"
+            )
     return tuple(roots)
 
 

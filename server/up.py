@@ -68,12 +68,7 @@ def make_supervisor(home: Path) -> Supervisor:
     """
     home = home.absolute()
     settings = load_settings(home)
-    for name in ("cert.pem", "root.pem", "crl.pem"):
-        if not (home / "identity" / name).exists():
-            raise ServiceError(
-                f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
-                "then `sovfed server certificate CERT ROOT CRL`"
-            )
+    require_certified(home)
     check_ports(home, home / SETTINGS, _ports(settings.server))
     Noting.leave_nothing(home)  # what a coordinator that died has left; or whoever starts it is told what to do
     settled = hashlib.sha256((home / SETTINGS).read_bytes()).hexdigest()
@@ -82,6 +77,16 @@ def make_supervisor(home: Path) -> Supervisor:
         home, processes(home, settings.server, settings.tracking), settings.server.log_format,
         watch(home, settings.server),
     )  # fmt: skip
+
+
+def require_certified(home: Path) -> None:
+    """Raise ServiceError unless the agency has its certificate, the authority's root and a revocation list."""
+    for name in ("cert.pem", "root.pem", "crl.pem"):
+        if not (home / "identity" / name).exists():
+            raise ServiceError(
+                f"{home / 'identity' / name} is missing; have the authority sign {home / 'identity' / 'server.csr'}, "
+                f"then `sovfed server certificate CERT ROOT CRL --home {home}`"
+            )
 
 
 def watch(home: Path, config: ServerConfig) -> AbstractContextManager[object] | None:
@@ -109,10 +114,14 @@ def supervise(home: Path, detach: bool) -> None:
     """Run the agency's processes until SIGTERM or Ctrl-C, or detached in the background."""
     import click
 
+    from sovfed.federation.slow import said_if_slow
+
     if detach:
         make_supervisor(home)  # refuse here, where somebody reads it
         argv = python_command("sovfed", "server", "up", "--home", str(home))
-        for line in start_detached(argv, quiet_environment(also=TRACKING), home):
+        with said_if_slow("starting superlink, registry and executor; on a busy machine that takes a minute"):
+            complaints = start_detached(argv, quiet_environment(also=TRACKING), home)
+        for line in complaints:
             click.echo(line, err=True)
         click.echo(f"running; `sovfed server status --home {home}`")
         return

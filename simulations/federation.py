@@ -98,9 +98,9 @@ def simulate_population(
     if config.privacy.private and not config.task.statistics:
         task = configured_task(config.task)
         plan = PrivacyPlan.make(config, "", vector_size(config, task))
-        on_start(plan.expectation)
-        for line in beyond_usual(plan):
-            on_start(f"in a federation {line}")
+        for line in (plan.expectation, plan.timid, *(f"in a federation {line}" for line in beyond_usual(plan))):
+            if line:
+                on_start(line)
     authority = Authority() if config.secagg.enabled else None
     failures = Failures()
     held = HeldModels()  # the agency's model, which is the same for all

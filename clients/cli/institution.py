@@ -32,6 +32,7 @@ from sovfed.clients.cli.texts import data
 from sovfed.federation.evidence.cli import log_commands
 from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
+from sovfed.federation.slow import said_if_slow
 from sovfed.federation.text import day, visible
 
 if TYPE_CHECKING:
@@ -202,7 +203,9 @@ def up(detach: bool, plain: bool, look: bool, home: Path) -> None:
     from sovfed.clients.node.up import make_supervisor, supervise_detached
 
     if detach:
-        for line in supervise_detached(home):
+        with said_if_slow("starting trainer, supernode and gateway; on a busy machine that takes a minute"):
+            complaints = supervise_detached(home)
+        for line in complaints:
             click.echo(visible(line), err=True)
         if look:
             _tell_obstacles(home)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sovfed.clients.cli.home import HOME
-from sovfed.federation.asking import ask_secret
+from sovfed.federation.asking import ask_secret, confirmed
 from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
@@ -143,13 +143,16 @@ def sign(order: str, yes: bool, officer: str, key: Path, home: Path) -> None:
     """
     from sovfed.clients.home.policy import load_policy
     from sovfed.clients.orders.answering import explained
+    from sovfed.clients.orders.naming import nobody
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.orders.answers import SIGNED
 
-    book = _book(home)
+    book, policy = _book(home), load_policy(home)
     shown = _shown(book, order)
-    _tell(explained(book, shown, load_policy(home)))
-    if not yes and not click.confirm("Have you read it, and does this institution take part?"):
+    _tell(explained(book, shown, policy))
+    if not policy.orders.officers:
+        raise PolicyError(f"nobody can sign here: {nobody(home, policy.orders) or 'policy.yaml names no officer'}")
+    if not yes and not confirmed("Have you read it, and does this institution take part?"):
         raise PolicyError("not signed")
     _answer(book, shown, SIGNED, officer, key, "")
 
@@ -238,7 +241,7 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     from sovfed.federation.errors import PolicyError
     from sovfed.federation.secagg.files import load_identity
 
-    if not yes and not click.confirm(f"Erase what runs under permit {visible(permit)} left here?"):
+    if not yes and not confirmed(f"Erase what runs under permit {visible(permit)} left here?"):
         raise PolicyError("nothing was erased")
     remove = PersonalStates(home / FOLDER).remove
     receipt = erase(home, _book(home), permit, load_identity(home / "identity"), remove, time.time())

@@ -72,6 +72,7 @@ AWAY_S: Final = 5.0  # Flower: up to 20; longest pause between two tries to reac
 HELD_S: Final = 1.0  # a look that took so long was kept waiting by the SuperLink
 ACQUIRE_TASK: Final = "/v1/runtime/acquire-task"
 ACQUIRE_HOLD_S: Final = 15.0
+UNKNOWN: Final = 401  # the SuperLink's answer to a node that is not registered
 log = logging.getLogger("sovfed.supernode")
 
 
@@ -310,11 +311,22 @@ def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey
 
 @contextlib.contextmanager
 def in_words() -> Iterator[None]:
-    """Raises NotValidNowError, naming the clock, where TLS says that the agency's certificate is not for this time."""
+    """Raises NotValidNowError, naming the clock, where TLS says that the agency's certificate is not for this time.
+
+    And ServiceError where the agency does not know this node, upon which Flower interrupts its own process.
+    """
     import httpx
 
     try:
         yield
+    except KeyboardInterrupt as stopped:
+        refused = stopped.__context__
+        if not isinstance(refused, httpx.HTTPStatusError) or refused.response.status_code != UNKNOWN:
+            raise
+        raise ServiceError(
+            f"{refused.request.url.netloc.decode()} does not know this institution's node (status {UNKNOWN}): the "
+            "agency has removed it, or has lost its list; it can be admitted again (`sovfed server admit NAME` there)"
+        ) from stopped
     except httpx.ConnectError as error:
         if not any(words in str(error) for words in NOT_NOW):
             raise

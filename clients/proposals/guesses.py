@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,8 +39,9 @@ LIMITS: Final = "<>≤≥"
 TAIL: Final = 3.0  # a log-normal's with a deviation of 0.7; a normal's is 1
 LEAST_OF_A_TAIL: Final = 30  # values
 LIMIT: Final = "data.detection_limit=limit"
-GERMAN_DAYS: Final = "data.date_format=%d.%m.%Y"
-DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})\.(\d{1,2})\.(\d{4})", re.ASCII)
+DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})([./])(\d{1,2})\5(\d{4})", re.ASCII)
+SERIALS: Final = (date(1990, 1, 1).toordinal(), date(2041, 1, 1).toordinal())  # days that a study may be of
+SERIAL_EPOCH: Final = date(1899, 12, 30).toordinal()
 
 
 @dataclass
@@ -79,12 +80,11 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
     if (guess := _numeric(name, present, missing, len(cells), decimal)) is not None:
         return guess
     if (days := _dates(present)) is not None:
-        bounds = {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
-        written = (
-            f"{CONFIRM}; its days need {GERMAN_DAYS}" if (german := any("." in cell for cell in present)) else CONFIRM
-        )
-        needs = (GERMAN_DAYS,) if german else ()
-        return Seen("date", values={**bounds, **_mean(missing, len(cells))}, note=written, needs=needs)
+        needs = tuple(f"data.date_format={form}" for form in days.forms)
+        written = f"{CONFIRM}; its days need {' or '.join(needs)}" if needs else CONFIRM
+        told = ("01/02/2026 may be either day of the two: taken as day/month/year",) if days.either else ()
+        values = {**_span(days.days), **_mean(missing, len(cells))}
+        return Seen("date", values=values, note=written, told=told, needs=needs)
     return _category(name, present, words, missing)
 
 
@@ -134,7 +134,8 @@ def _number(name: str, numbers: Sequence[float], missing: int, count: int) -> Se
     if low >= 0 and not few and _has_long_tail(apart.rest):
         values["scaling"], note = LOG, f"{note}; a long tail: scaled by its logarithm"
     codes = tuple(f"{code:g}" for code in apart.codes)
-    return Seen("number", values=values, note=note, told=_apart(apart), middle=middle, codes=codes)
+    told = (*_apart(apart), *_counted_days(apart.rest))
+    return Seen("number", values=values, note=note, told=told, middle=middle, codes=codes)
 
 
 def _has_long_tail(numbers: Sequence[float]) -> bool:
@@ -175,19 +176,57 @@ def _numbers(cells: Sequence[str], decimal: str) -> list[float] | None:
     return numbers if all(map(math.isfinite, numbers)) and max(map(abs, numbers)) <= 1e29 else None
 
 
-def _dates(cells: Sequence[str]) -> list[int] | None:
-    days = []
+@dataclass(frozen=True)
+class Days:
+    """Days since 1970; how those are written that are not year-month-day; whether slashes leave the month open."""
+
+    days: list[int]
+    forms: tuple[str, ...]
+    either: bool = False
+
+
+def _dates(cells: Sequence[str]) -> Days | None:
+    """The days in `cells`; None if one is none. Where there are slashes the day is first, or else the month in all."""
+    day_first, month_first = _days(cells, month_first=False), _days(cells, month_first=True)
+    if day_first is None:
+        return month_first
+    return replace(day_first, either=month_first is not None and "%d/%m/%Y" in day_first.forms)
+
+
+def _days(cells: Sequence[str], *, month_first: bool) -> Days | None:
+    days, forms = list[int](), dict[str, None]()
     for cell in cells:
         match = DAY.match(cell)
         if match is None:
             return None
-        year, month, day, own_day, own_month, own_year = match.groups()
-        parts = (year, month, day) if year else (own_year, own_month, own_day)
+        year, month, day, first, mark, second, own_year = match.groups()
+        if own_year and mark == "/" and month_first:
+            first, second = second, first
         try:
-            days.append(date(*map(int, parts)).toordinal() - EPOCH)
+            days.append(date(*map(int, (year, month, day) if year else (own_year, second, first))).toordinal() - EPOCH)
         except ValueError:
             return None
-    return days
+        if mark:
+            forms["%d.%m.%Y" if mark == "." else "%m/%d/%Y" if month_first else "%d/%m/%Y"] = None
+    return Days(days, tuple(forms))
+
+
+def _span(days: Sequence[int]) -> dict[str, int]:
+    """Bounds of a date, rounded to decades beyond the days."""
+    return {"low": _january(min(days), -1), "high": _january(max(days), 2) - 1}
+
+
+def _counted_days(numbers: Sequence[float]) -> tuple[str, ...]:
+    """What to say where all of a column's numbers may be days as Excel counts them."""
+    first, last = (day - SERIAL_EPOCH for day in SERIALS)
+    if not all(first <= number < last for number in numbers):
+        return ()
+    ends = _span([int(number) + SERIAL_EPOCH - EPOCH for number in numbers])
+    low, high = (date.fromordinal(day + EPOCH) for day in ends.values())
+    return (
+        f'may be days as Excel counts them: then {{kind: date, low: "{low}", high: "{high}"}} in the task, and '
+        "data.date_format=excel where the table is read",
+    )
 
 
 def numbers_of(cells: Sequence[str], decimal: str) -> npt.NDArray[np.float64]:
@@ -199,7 +238,7 @@ def numbers_of(cells: Sequence[str], decimal: str) -> npt.NDArray[np.float64]:
 def days_of(cells: Sequence[str]) -> npt.NDArray[np.float64]:
     """The days since 1970 of a column, NaN where a cell is none."""
     read = (_dates([cell]) for cell in cells)
-    return np.array([np.nan if days is None else float(days[0]) for days in read])
+    return np.array([np.nan if days is None else float(days.days[0]) for days in read])
 
 
 def _january(days: int, decades: int) -> int:

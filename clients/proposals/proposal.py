@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.data.tables.header import like_persons
+from sovfed.clients.data.tables.words import fold
 from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look, plausible
 from sovfed.clients.proposals.imaging import pictured
 from sovfed.clients.proposals.leaks import telling
@@ -61,6 +62,7 @@ def propose(
     sheets = [read_sheet(file, written) for file in files]
     if empty := [read.path.name for read in sheets if not read.rows]:
         raise DataError(f"{empty[0]}: no records below the header")
+    _require_in_all(sheets, [*targets, *([event] if event else []), *([person] if person not in ("", "row") else [])])
     sheet, lacking = together(sheets)
     learnt = [_known(sheet, target, "--target") for target in targets]
     learnt += [_known(sheet, event, "--event")] if event else []
@@ -174,6 +176,19 @@ def _middles(name: str, files: Sequence[Path], looked: Sequence[float | None]) -
 
 def _plain(line: str) -> str:
     return "".join("�" if steers(letter) else letter for letter in line)
+
+
+def _require_in_all(sheets: Sequence[Sheet], names: Sequence[str]) -> None:
+    """Raise ConfigError for a column that some files have and others lack: a proposal takes one name for all."""
+    for name in names:
+        lack = [own for own in sheets if not any(fold(column) == fold(name) for column in own.names)]
+        if lack and len(lack) < len(sheets):
+            its = ", ".join(f"'{_plain(column)[:64]}'" for column in lack[0].names if column)
+            raise ConfigError(
+                f"{', '.join(own.path.name for own in lack)}: no column '{name[:64]}', which other files have; propose "
+                "from those alone (--from-csv FILE, several times), and at a clinic with other names declare them in "
+                f"the file of data.mapping: columns: {{'{name[:64]}': OWN NAME}}; {lack[0].path.name} has {its}"
+            )
 
 
 def _known(sheet: Sheet, name: str, option: str) -> str:

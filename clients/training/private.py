@@ -30,7 +30,7 @@ from sovfed.federation.messages import LATER, PrivateRequest, TrainRequest, Vect
 from sovfed.federation.privacy.compatibility import EXAMPLES, why_not_noised, why_not_private
 from sovfed.federation.privacy.discrete_gaussian import discrete_gaussian
 from sovfed.federation.privacy.events import Event
-from sovfed.federation.privacy.noise import Units, release, share_variance
+from sovfed.federation.privacy.noise import Units, release, reserved, share_variance
 from sovfed.federation.privacy.sampling import at_most, poisson_sample
 from sovfed.federation.secagg.request import whole_run
 from sovfed.federation.statistics.question import question_of
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks import Task
 
 log = logging.getLogger(__name__)
-TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
 SumNumber: TypeAlias = tuple[bytes, int]  # the roster's digest, and the number of the sum under it
 ReleaseKey: TypeAlias = tuple[SumNumber, str, str, int, Plan, bytes]
 NO_DIGEST: Final = "0" * 64  # of a release that was not made yet
@@ -310,12 +309,7 @@ def noise_reserve(request: PrivateRequest, size: int, room: int) -> tuple[int, i
     Raises PrivacyError if the noise does not fit the ring.
     """
     variance = share_variance(request.noise_multiplier, Units(request.clip, size, request.grid_bits), request.honest)
-    reserve = int(TAIL * variance**0.5) + 1
-    if 4 * reserve > room:
-        raise PrivacyError(
-            f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
-        )
-    return variance, reserve
+    return variance, reserved(variance, room)
 
 
 def plan_of(request: PrivateRequest) -> Plan:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.federation.asking import confirmed
 from sovfed.federation.help import Group
 from sovfed.federation.text import visible
 
@@ -88,7 +89,7 @@ def review(file: Path, since: Path | None, yes: bool, unsealed: bool, home: Path
     _tell(_tried(description))
     if not description.held:
         raise PolicyError(f"{file}: not signed, a check does not hold")
-    if not yes and not click.confirm(f"Have you read it, and do you sign it as {key.identity}?"):
+    if not yes and not confirmed(f"Have you read it, and do you sign it as {key.identity}?"):
         raise PolicyError(f"{file}: not signed")
     write_atomic(file, archive.signed(key.sign(archive.text, REVIEWER)).to_bytes())
     click.echo(f"{file}: signed as reviewed by {key.identity}")

@@ -9,6 +9,7 @@ from sovfed.federation.content import ContentConfig
 from sovfed.federation.schema import bounded, choice, named
 from sovfed.federation.text import AT, DIGEST, LEAST_DIGEST, NAME
 
+EXCEL: Final = "excel"  # a date_format: days since 1899-12-30, as 46053 for 2026-01-31
 BAD_ROWS: Final = ".bad-rows"  # how files that list them end
 REST: Final = "data"  # stands for the tasks that none of an institution's studies names
 LEAST_SPREAD: Final = 1e-3  # of a feature's declared range, as its standard deviation
@@ -45,7 +46,9 @@ class DataConfig:
     encoding: str | None = bounded(None, 1, 32, doc="csv: as in cp1252; null: by its mark, else UTF-8, else Windows'")
     separator: str = choice("auto", ("auto", ",", ";", "tab", "|"), doc="csv: auto: by the header's names")
     decimal: str = choice("auto", ("auto", ".", ","), doc="csv: mark of decimals; auto: as the first rows have it")
-    date_format: str | None = bounded(None, 1, 32, doc="tables: as in %d.%m.%Y; null: year-month-day")
+    date_format: str | None = bounded(
+        None, 1, 32, doc="tables: as in %d.%m.%Y, or excel: its numbers of days; null: year-month-day"
+    )
     missing_words: tuple[str, ...] = bounded(
         (), words=True, doc="tables: further words for a missing value, as in [k.A., -99]"
     )
@@ -64,6 +67,12 @@ class DataConfig:
         unit="records",
         doc="most to train on, a sample; of those held out a quarter; null = all, as private runs demand",
     )
+
+    def __post_init__(self) -> None:
+        if self.date_format is not None and self.date_format != EXCEL and "%" not in self.date_format:
+            raise ValueError(
+                f"date_format is {self.date_format!a}, expected one as in %d.%m.%Y (%Y: 2026, %y: 26), or {EXCEL}"
+            )
 
 
 class Versioned(Protocol):

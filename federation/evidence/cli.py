@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sovfed.federation.asking import confirmed
 from sovfed.federation.help import Group
 from sovfed.federation.text import day, visible
 
@@ -255,7 +256,7 @@ def _prune(terms: Terms, home: Path, before: datetime | None, *, dry_run: bool, 
         click.echo(visible(line))
     if dry_run or not made.ranges:
         return
-    if not yes and not click.confirm("Delete what they say? For good."):
+    if not yes and not confirmed("Delete what they say? For good."):
         return
     made = plan(home, terms, time.time(), until)  # as it is now: an answer may have taken a day
     seq = prune(home, made)

@@ -33,15 +33,17 @@ def asked(order: RunOrder) -> Iterator[str]:
     yield f"order      {order.digest}"
     yield f"run        {order.run}"
     yield f"purpose    {order.purpose}"
-    yield f"asked by   {order.proposer}; the model goes to {order.recipients}"
-    yield f"task       {order.task}@{order.task_digest[:32]}, strategy {order.strategy}, {order.parameters} parameters"
+    counts = bool(order.statistics or order.candidates)  # and trains nothing
+    yield f"asked by   {order.proposer}; the {'table' if counts else 'model'} goes to {order.recipients}"
+    how = "" if counts else f", strategy {order.strategy}, {order.parameters} parameters"
+    yield f"task       {order.task}@{order.task_digest[:32]}{how}"
     if order.population:
         yield f"people     {order.population}"
     who = ", ".join(order.cohort) or "any institution that the authority has certified"
     if order.start:
         after = f", after round {order.start_round}" if order.start_round else ""
         yield f"begins     with {order.begins.words}; SHA-256 of its parameters {order.start}{after}"
-    if work := _work(order):
+    if work := "" if counts else _work(order):
         yield f"work       {order.rounds} rounds of {work}"
     yield f"with       {who}; at least {order.min_cohort} in each sum"
     if order.keys:

@@ -51,6 +51,7 @@ from sovfed.federation.privacy.discrete_gaussian import (
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.privacy.sampling import Entropy
 
+TAIL: Final = 14  # standard deviations of noise that must fit beside the sum: beyond it lies less than 2^-140
 ROUNDING_VARIANCE: Final = 4  # units²: what step (3) of the proof takes from the Gaussian
 _LARGEST: Final = 2.0**52
 
@@ -94,6 +95,19 @@ class Units:
     def dequantise(self, integers: Integers) -> npt.NDArray[np.float64]:
         """Back to the scale of the sum, shape [size]."""
         return np.ldexp(integers.astype(np.float64), self.exponent)
+
+
+def reserved(variance: int, room: int) -> int:
+    """The integers that noise of `variance` (units²) may take up in a ring that has a place for `room`.
+
+    Raises PrivacyError if it does not leave three quarters of that to the sum.
+    """
+    reserve = int(TAIL * variance**0.5) + 1
+    if 4 * reserve > room:
+        raise PrivacyError(
+            f"noise of {variance**0.5:.3g} units does not fit the ring's room of {room}: take fewer grid_bits"
+        )
+    return reserve
 
 
 def share_variance(noise_multiplier: float, units: Units, shares: int = 1) -> int:

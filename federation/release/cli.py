@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cryptography.x509 import Certificate
+
+    from sovfed.federation.release.checking import Verdict
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -67,6 +70,26 @@ def verify(bundle: Path, root: Path, signed_by_all: bool, least: int, as_json: b
         click.echo(f"✓ {line}")
     for line in verdict.missing:
         click.echo(f"– missing: {line}")
+    for line in how_to_get(verdict, bundle):
+        click.echo(line)
+
+
+def how_to_get(verdict: Verdict, bundle: Path) -> Iterator[str]:
+    """What to type, and where, for what is missing from `bundle` and can still be had; a line each."""
+    from sovfed.federation.text import visible
+
+    run = visible(shlex.quote(str(verdict.predicate["run"]["name"])))
+    ways = {
+        "signatures of": f"`sovfed client release sign {visible(shlex.quote(bundle.name))}` at each of them, one after "
+        "the other on this file, which then comes back",
+        "a summary of the training content": f"`sovfed client release declare {run}` at each institution, and at the "
+        f"agency `sovfed release {run} --declaration FILE`, a new release, before it is signed",
+        "audits of memorisation": f"`sovfed audit canary --run {run}` at the agency, with server.release_audits, "
+        "then a new release",
+    }
+    for what, way in ways.items():
+        if any(line.startswith(what) for line in verdict.missing):
+            yield f"  {what.removesuffix(' of')}: {way}"
 
 
 @dataclass(frozen=True)

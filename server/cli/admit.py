@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from sovfed.federation.asking import confirmed
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.text import visible
 
@@ -28,7 +29,9 @@ def admit(
     With `timeout_s` 0 nothing is waited for. Raises IdentityError if the authority says no.
     """
     from sovfed.server.registry.enrolment import members
+    from sovfed.server.up import require_certified
 
+    require_certified(home)
     if any(member.institution == name for member in members(home)) and not _waits(home, name):
         click.echo(f"{name} is enrolled already")
         return
@@ -97,7 +100,7 @@ def _decide(home: Path, request: Waiting, authority_home: Path | None, key: str 
     if key is not None and "".join(key.split()).replace(":", "").lower() != request.key:
         raise IdentityError(f"{name}: not admitted, the authority was told the fingerprint {visible(key)}")
     question = f"Authority: did {name} itself (by telephone) tell this fingerprint?"
-    if key is None and not yes and not click.confirm(question):
+    if key is None and not yes and not confirmed(question):
         raise IdentityError(f"{name}: not admitted, the fingerprint was not confirmed")
     from sovfed.server.cli.authority import passphrase_for
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from sovfed.federation.asking import confirmed
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.help import Group
 from sovfed.federation.host.service_options import options as service_options
@@ -92,7 +93,7 @@ def sign(
     pem = read_bounded(csr)
     kind, name, fingerprint = authority.describe(pem)
     click.echo(f"{kind.capitalize()}: {name}{authority.organisation_of(pem)}\nKey fingerprint: {fingerprint}")
-    if not yes and not click.confirm("Has this fingerprint been compared with the key's owner?"):
+    if not yes and not confirmed("Has this fingerprint been compared with the key's owner?"):
         raise IdentityError(f"{csr}: not signed, the fingerprint was not confirmed")
     secret = _passphrase(passphrase)
     write_atomic(out, authority.sign(home, pem, server=server, signer=signer, days=days, passphrase=secret))

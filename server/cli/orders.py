@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sovfed.federation.asking import confirmed
 from sovfed.federation.text import visible
 from sovfed.server.cli.home import HOME, JSON, option
 
@@ -72,7 +73,7 @@ def approve(order: Path, signer: Path, yes: bool) -> None:
     _tell(order_lines(proposal))
     if (home := home_of(order)) is not None:
         _warn(home, proposal)
-    if not yes and not click.confirm(f"Have you read it, and do you sign it as {person.identity}?"):
+    if not yes and not confirmed(f"Have you read it, and do you sign it as {person.identity}?"):
         raise PolicyError(f"{order}: not signed")
     proposal = approve_order(order, proposal.order, person)
     click.echo(f"{order}: approved by {person.identity}")
@@ -160,7 +161,7 @@ def purge(permit: str, yes: bool, home: Path) -> None:
     from sovfed.server.orders.purging import FOLDER
     from sovfed.server.orders.purging import purge as erase
 
-    if not yes and not click.confirm(f"Erase the checkpoints of all runs under permit {visible(permit)}?"):
+    if not yes and not confirmed(f"Erase the checkpoints of all runs under permit {visible(permit)}?"):
         raise PolicyError("nothing was erased")
     _tell(erase(home, permit, time.time()).lines())
     path = home / FOLDER / f"{permit}.json"

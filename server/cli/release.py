@@ -37,6 +37,7 @@ def release(
     """
     from sovfed.federation.errors import ConfigError
     from sovfed.federation.files import check_writable, write_atomic
+    from sovfed.federation.slow import said_if_slow
     from sovfed.server.runs.certificate import release as make
     from sovfed.server.runs.declarations import take
     from sovfed.server.runs.tracking import approve
@@ -48,7 +49,8 @@ def release(
         raise ConfigError(f"{path} exists, and institutions may have signed it; another --out, or --force")
     for file in declarations:
         click.echo(f"{file}: what {take(home, run, file)} declares of its records")
-    write_atomic(path, make(home, run, wait_s=wait_s))
+    with said_if_slow(f"gathering the run's records; institutions have {wait_s:g} s at most to cosign the log"):
+        write_atomic(path, make(home, run, wait_s=wait_s))
     for line in approve(home, run):
         click.echo(line, err=True)
     click.echo(f"wrote {path}; `sovfed verify {path} --root root.pem` checks it")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sovfed.federation.errors import ConfigError, ServiceError, SovfedError
+from sovfed.federation.errors import ConfigError, PolicyError, ServiceError, SovfedError
 from sovfed.federation.help import Group
 from sovfed.federation.metrics import TOLD
+from sovfed.federation.slow import said_if_slow
 from sovfed.federation.text import cell, visible
 from sovfed.server.cli.home import HOME, JSON, option
 from sovfed.server.cli.orders import approve, explain, propose, purge, unlearn, withdraw
@@ -65,13 +66,17 @@ for _command in (propose, approve, explain, withdraw, unlearn, purge, table):
 @click.option(
     "--follow/--no-follow", default=True, help="Show each round until the run ends (Ctrl-C only stops watching)."
 )
+@click.option("--anyway", is_flag=True, help="Start also what costs more than institutions' policies begin with.")
 @HOME
 @JSON
-def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, as_json: bool) -> None:
+def start(
+    overrides: tuple[str, ...], proposed: str, follow: bool, anyway: bool, home: Path, as_json: bool
+) -> None:  # fmt: skip
     """Start a run. OVERRIDES choose task, which must be named, strategy and values.
 
     Institutions are shown its order first; it waits for the officers who have to sign (`order.wait_s`). Fewer
-    institutions than `server.min_cohort` (5, unless `server init` or OVERRIDES say otherwise) make no run.
+    institutions than `server.min_cohort` (5, unless `server init` or OVERRIDES say otherwise) make no run. Nor is a
+    private one started that costs more than the policies which they begin with allow, without --anyway.
 
     \b
     Examples:
@@ -80,7 +85,8 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
       sovfed run start --proposed heart-2027 --no-follow
     """
     from sovfed.federation.tasks.registry import configured_task
-    from sovfed.server.orders.foreseen import foreseen_of_config
+    from sovfed.server.orders.apart import refusals_of_config
+    from sovfed.server.orders.foreseen import beyond_usual
     from sovfed.server.orders.proposing import configured, proposed_overrides, require_task
     from sovfed.server.orders.unlearning import unlearning_config
     from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -92,18 +98,31 @@ def start(overrides: tuple[str, ...], proposed: str, follow: bool, home: Path, a
         raise click.UsageError("a proposed run is started as it was proposed: leave out OVERRIDES")
     if not proposed:
         require_task(overrides)
-    again = unlearning_config(home, proposed) if proposed else None
-    config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
-    plan = planned(config, vector_size(config, configured_task(config.task)))
-    tell_of_noise(plan)
-    name, control = proposed or new_run_name(config), _control(home)
-    if waits := require_enough(config, control.list_nodes()):
-        click.echo(visible(waits), err=True)
-    for line in foreseen_of_config(home, name, config, plan):
-        click.echo(visible(f"warning: {line}"), err=True)
-    folder = run_folder(home, name)
-    start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
+    with said_if_slow("looking at the task, the cost and who is admitted"):
+        again = unlearning_config(home, proposed) if proposed else None
+        config = again or configured(home, proposed_overrides(home, proposed) if proposed else overrides)
+        plan = planned(config, vector_size(config, configured_task(config.task)))
+        tell_of_noise(plan)
+        name = proposed or new_run_name(config)
+        hold_back([] if plan is None else beyond_usual(plan), anyway)
+        for line in refusals_of_config(home, name, config):  # which depends on who comes
+            click.echo(visible(f"warning: {line}"), err=True)
+        control = _control(home)
+        if waits := require_enough(config, control.list_nodes()):
+            click.echo(visible(waits), err=True)
+        folder = run_folder(home, name)
+        start_run(control, home, name, config, resume=again is not None and (folder / CHECKPOINT).exists())
     _report(home, name, follow, as_json)
+
+
+def hold_back(refusals: list[str], anyway: bool) -> None:
+    """Warn of `refusals`, which every usual policy means, if the run is started `anyway`. Raises PolicyError if not."""
+    if refusals and not anyway:
+        raise PolicyError(
+            f"not started: {'; '.join(refusals)}. Where their policies do say otherwise: `run start … --anyway`"
+        )
+    for line in refusals:
+        click.echo(visible(f"warning: {line}"), err=True)
 
 
 def planned(config: Config, parameters: int) -> PrivacyPlan | None:
@@ -118,6 +137,8 @@ def tell_of_noise(plan: PrivacyPlan | None) -> None:
     if plan is None or plan.config.task.tells_table:
         return
     click.echo(plan.expectation, err=True)
+    if plan.timid:
+        click.echo(plan.timid, err=True)
     if plan.drowned:
         click.echo(f"warning: {plan.drowned}", err=True)
 
@@ -131,6 +152,7 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
     """Go on with a run that failed or was stopped, from its last checkpoint.
 
     A run that was interrupted (a process or the machine came down) goes on by itself while `sovfed server up` runs.
+    One that has finished is trained further by a new run: `sovfed run start … start=NAME`.
 
     \b
     Example:
@@ -138,7 +160,8 @@ def resume(name: str, follow: bool, home: Path, as_json: bool) -> None:
     """
     from sovfed.server.runs.recovery import resume_run
 
-    resume_run(_control(home), home, name)
+    with said_if_slow("looking at the run and its checkpoint"):
+        resume_run(_control(home), home, name)
     _report(home, name, follow, as_json)
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.config import ANNUAL_EPSILON, SHARE_PER_RUN, USUAL_DELTA
 from sovfed.federation.privacy.accounting import epsilon
-from sovfed.server.orders.apart import refusals_of, refusals_of_config
+from sovfed.server.orders.apart import refusals_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sovfed.federation.config import Config
     from sovfed.federation.orders.order import RunOrder
     from sovfed.server.rounds.privacy import PrivacyPlan
 
@@ -27,11 +26,6 @@ def foreseen(home: Path, order: RunOrder) -> list[str]:
     """Why institutions will refuse the run of `order`, in plain words; [] if nothing speaks against it."""
     private = order.kind == "private"
     return [*refusals_of(home, order), *(_beyond(order.epsilon, order.delta) if private else ())]
-
-
-def foreseen_of_config(home: Path, run: str, config: Config, plan: PrivacyPlan | None) -> list[str]:
-    """The same of a run that is started as `config` says, and as `plan` if it is private, before it has an order."""
-    return [*refusals_of_config(home, run, config), *(beyond_usual(plan) if plan is not None else ())]
 
 
 def beyond_usual(plan: PrivacyPlan) -> list[str]:

@@ -109,7 +109,11 @@ def read(folder: Path, config: Config) -> Checkpoint | None:
         metadata: dict[str, str] = file.metadata() or {}
         tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.get("digest") != config_digest(config):
-        raise ConfigError(f"{path} was written with another task, strategy, privacy or seed; start a new run instead")
+        also = ", or another number of rounds, over which its learning rate runs (task.schedule)"
+        raise ConfigError(
+            f"{path} was written with another task, strategy, privacy or seed{also if config.task.scheduled else ''}; "
+            f"a new run may train its model further: start={folder}"
+        )
     slots = {name.removeprefix(_SLOT): value for name, value in tensors.items() if name.startswith(_SLOT)}
     return Checkpoint(int(metadata["round"]), tensors["model"], tensors["scale"], slots, metadata["digest"])
 

@@ -24,7 +24,7 @@ from sovfed.federation.privacy.accounting import (
     epsilon,
 )
 from sovfed.federation.privacy.events import Event
-from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, share_variance
+from sovfed.federation.privacy.noise import Units, added_delta, distributed_event, reserved, share_variance
 from sovfed.federation.privacy.statement import Statement, make_statement, promise
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.statistics.question import Question, read_question
@@ -36,6 +36,7 @@ from sovfed.server.rounds.aggregation import Total
 log = logging.getLogger(__name__)
 BESIDE: Final = 15  # standard deviations of an institution's noise, for which it leaves room in the ring
 DEFAULT: Final = " (as by default: declare it if there are surely more)"
+TIMID: Final = 0.5  # learning rates below it are those of runs without privacy
 SLACK: Final = 1e-3  # share of δ that is kept for the samplers' distance
 
 
@@ -52,7 +53,7 @@ class PrivacyPlan:
     def make(cls, config: Config, grant: str, parameters: int) -> PrivacyPlan:
         """Calibrated to the target over all planned steps, or with the multiplier that is configured.
 
-        Raises PrivacyError if no noise reaches the target, or the noise does not suit its grid.
+        Raises PrivacyError if no noise reaches the target, or the noise does not suit its grid or fit the ring.
         """
         privacy = config.privacy
         steps = config.rounds * _steps(config) + privacy.spare_steps
@@ -68,11 +69,20 @@ class PrivacyPlan:
             )
         if plan.distance_delta > SLACK * privacy.delta:
             raise PrivacyError(f"the noise samplers' distance adds {plan.distance_delta:.2g} to δ = {privacy.delta:g}")
+        plan._require_room()
         log.info(
             "privacy: %s, ε = %.3f at δ = %g over %d steps, noise multiplier %.4f",
             privacy.mechanism, plan.epsilon, privacy.delta, steps, multiplier,
         )  # fmt: skip
         return plan
+
+    def _require_room(self) -> None:
+        """Raise PrivacyError if the noise does not fit the ring: each institution would find so, and refuse."""
+        secagg = self.config.secagg
+        if self.config.privacy.mechanism == "silo" or not secagg.enabled:
+            return
+        ring = Ring(secagg.bits, secagg.clip, secagg.max_weight, self.config.server.min_cohort)
+        reserved(share_variance(self.noise_multiplier, self.units, self.honest), ring.half - 2)
 
     @cached_property
     def honest(self) -> int:
@@ -210,6 +220,22 @@ class PrivacyPlan:
             f"steps, even if they agreed, is {self._share:.1g} times as long as the noise (multiplier "
             f"{self.noise_multiplier:.3g}, {self.parameters} parameters): it takes more {who} (privacy.population, if "
             "there are more), a larger privacy.sampling_rate or privacy.epsilon, or a smaller model"
+        )
+
+    @cached_property
+    def timid(self) -> str:
+        """Why the model will hardly move, whatever the noise, or "": steps that are usual without privacy, of a mean
+        whose clipped gradients mostly point apart."""
+        rate: float = self.config.local_fields()["learning_rate"]
+        if self.counted is not None or self.config.privacy.mechanism != "distributed" or rate >= TIMID:
+            return ""
+        way = rate * self.config.privacy.clip * sum(
+            sum(self.config.local_rates(number)) / 2 for number in range(1, self.config.rounds + 1)
+        )  # fmt: skip
+        return (
+            f"small steps: with a learning rate of {rate:g} all {self.config.rounds} rounds move the model by "
+            f"{way:.2g} at most, and far less where persons differ; private runs usually take 1 to 4, as in "
+            "task.learning_rate=2, at the same cost of privacy"
         )
 
     @property

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sovfed.server.runs.control import NodeRecord
 
+USUAL_START_S: Final = 15.0  # that a coordinator takes to start
 FILE: Final = "awaiting.json"
 LASTS_S: Final = 1.0  # what is over sooner is not told
 NAMED: Final = 8  # institutions in a sentence; the rest are counted
@@ -201,7 +202,10 @@ def why_waiting(
     if run["status"] == INTERRUPTED:
         return [_when_again(run, folder, moment)]
     if run["status"] == STARTING:
-        waited = ago(moment - float(run["started"]))
+        since = moment - float(run["started"])
+        if since < USUAL_START_S:
+            return ["the executor starts its coordinator"]
+        waited = ago(since)
         return [f"waiting for the executor to start it, since {waited}; `sovfed server logs executor` may say why"]
     online = None if nodes is None else {node.name for node in nodes if node.status == "online"}
     awaiting = read_awaiting(folder)

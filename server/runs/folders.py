@@ -102,7 +102,10 @@ def start_run(
         if not resume:
             raise ConfigError(f"run '{name}' exists; choose another run_name or `sovfed run resume {name}`")
         if read_summary(home, name) is not None:  # or its model would be registered once more
-            raise ConfigError(f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies")
+            raise ConfigError(
+                f"run '{name}' has finished; `sovfed run show {name}` tells where its model lies, and "
+                f"`sovfed run start … start={name}` trains it further, for more rounds"
+            )
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
             control.stop_run(read_state(home, name)["flower_run_id"])
     archive = require_reviewed(home, config)

@@ -13,6 +13,7 @@ from sovfed.federation.algorithms import ALGORITHMS
 from sovfed.federation.compose import OVERRIDE, compose, groups
 from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.tasks.registry import get_task
 
 ALL = [(group, option) for group, options in groups().items() for option in options]
 NEEDS = {"network": ["server.names=[agency.example]"], "remote": ["tracking.uri=http://localhost:5000"]}
@@ -82,6 +83,19 @@ def test_every_value_has_an_origin_and_default_means_the_dataclass() -> None:
     values, defaults = dict(leaves(composed.config)), dict(leaves(Config()))
     assert set(composed.origins) == set(values)
     assert all(values[key] == defaults[key] for key, origin in composed.origins.items() if origin == DEFAULT)
+
+
+def test_a_task_s_file_that_lies_here_is_meant_before_a_task_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: of `task=readmit` beside readmit.yaml, "did you mean 'heart'?"."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hearts.yaml").touch()
+    for refused in (lambda: compose(["task=hearts"]), lambda: get_task("hearts"), lambda: get_task("hearts.yam")):
+        with pytest.raises(ConfigError, match=r"did you mean the file 'hearts\.yaml', which is here\?"):
+            refused()
+    with pytest.raises(ConfigError, match="did you mean 'heart'"):
+        get_task("../hearts")  # names come by messages too
 
 
 @pytest.mark.parametrize(

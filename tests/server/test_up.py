@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from tests.server.agency import wait_until
 
 from sovfed.federation.compose import compose
+from sovfed.federation.errors import ServiceError
 from sovfed.federation.host.processes import read_status, stop_supervisor
 from sovfed.server.cli.server import cli as server
-from sovfed.server.home import SETTINGS
+from sovfed.server.home import SETTINGS, init
 from sovfed.server.registry import authority
 from sovfed.simulations.deployment import LocalFederation
 
@@ -78,3 +79,11 @@ def test_a_list_that_went_stale_is_waited_for_and_its_successor_is_taken_in(tmp_
         wait_until(lambda: (status := read_status(agency.home)) is not None and status.ready, timeout_s=120)
     finally:
         stop_supervisor(agency.home)
+
+
+def test_an_agency_without_a_certificate_admits_nobody_and_says_what_is_first(tmp_path: Path) -> None:
+    """Seen: "cert.pem: missing or not readable"."""
+    home = tmp_path / "agency"
+    init(home, compose([]).config)
+    done = CliRunner().invoke(server, ["admit", "north", "--no-wait", "--home", str(home)])
+    assert isinstance(done.exception, ServiceError) and "have the authority sign" in str(done.exception)

@@ -118,23 +118,30 @@ class Index:
             raise DataError(f"{self.where}: the header names a column twice: '{name}'")
         return places[0] if places else None
 
-    def demand(self, name: str, setting: str) -> int:
-        """Where column `name` stands. Raises DataError if it does not."""
+    def demand(self, name: str, setting: str, fix: str = "") -> int:
+        """Where column `name` stands. Raises DataError if it does not, which ends with how to `fix` that."""
         position = self.place(name)
         if position is None:
             raise DataError(
-                f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}"
+                f"{self.where}: the header lacks the column '{name}' of {setting}{did_you_mean(name, self.header)}{fix}"
             )
         return position
 
     def lacks(self, names: Sequence[str]) -> str:
         """What to say of columns that are not there."""
-        shown = ", ".join(
-            f"'{name}'{did_you_mean(name, self.header) if len(names) <= COLUMNS else ''}" for name in names[:MOST_NAMED]
-        )
+        shown = ", ".join(f"'{name}'{self._like(name)}" for name in names[:MOST_NAMED])
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         alone = ", or its separator is another one (data.separator)" if len(self.header) == 1 else ""
-        return f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}{OWN_NAMES}"
+        its = ", ".join(f"'{visible(name)[:64]}'" for name in self.header[:MOST_NAMED] if name)
+        rest = f" and {len(self.header) - MOST_NAMED} more" if len(self.header) > MOST_NAMED else ""
+        return (
+            f"{self.where}: the header lacks {len(names)} columns: {shown}{more}{alone}{OWN_NAMES}; it has {its}{rest}"
+        )
+
+    def _like(self, name: str) -> str:
+        """A hint at a name of the header that is like `name`, or ""."""
+        hint = did_you_mean(name, self.header)
+        return hint if "did you mean" in hint else ""
 
 
 def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[int | None]:
@@ -159,7 +166,8 @@ def _person(schema: Schema, config: DataConfig, index: Index, setting: str) -> t
     if config.person:
         return index.demand(config.person, setting), True
     if schema.person:
-        return index.demand(schema.person, "the task, which names the person,"), True
+        own = f"; where it is called otherwise here: {setting}{'=' if setting != '--id' else ' '}COLUMN"
+        return index.demand(schema.person, "the task, which names the person,", own), True
     position = index.place(PERSON)
     return position, position is not None
 

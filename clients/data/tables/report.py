@@ -24,6 +24,10 @@ COLUMNS: Final = 8  # columns that are named
 OWN_WORDS: Final = (
     ", or your own words for these in the file of data.mapping: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
 )
+DAYS: Final = (
+    "; expected year-month-day, or as said: data.date_format=%d.%m.%Y of 31.01.2026, %d/%m/%Y or %m/%d/%Y where there "
+    "are slashes, excel of numbers such as 46053"
+)
 CODES: Final = "; codes such as 1 and 2 mean nothing by themselves: the task's `true` and `false` give them a meaning"
 MAX_LINES: Final = 1_000_000  # of bad rows that are written down
 Mask = npt.NDArray[np.bool_]
@@ -103,7 +107,7 @@ def _fix(column: Column | None, kind: str) -> str:
         case words.NUMBER:
             return "; see data.decimal and data.missing_words"
         case words.DATE:
-            return "; expected year-month-day, or as said: data.date_format=%d.%m.%Y"
+            return DAYS
         case words.OUTSIDE if column is not None and column.kind == "number":
             low, high = column.bounds
             unit = f" {column.unit}" if column.unit else ""

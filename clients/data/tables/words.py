@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sovfed.federation.config.data import EXCEL
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -47,6 +49,9 @@ _WHOLE: Final = re.compile(r"([0-9]+)\.0+")
 _ISO: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ][0-9:.]*(?:Z|[+-][0-9:]{2,6})?)?")
 _DAY_FIRST: Final = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
 _EPOCH: Final = datetime.date(1970, 1, 1).toordinal()
+_SERIAL: Final = re.compile(r"([0-9]{2,7})(?:[.,][0-9]+)?")  # a day as Excel counts it, and the time of day
+_SERIAL_EPOCH: Final = datetime.date(1899, 12, 30).toordinal()
+_FIRST_SERIAL: Final = 61  # 1900-03-01: before it Excel counts a 29th of February that never was
 
 
 def fold(text: str) -> str:
@@ -117,7 +122,12 @@ class Rules:
         if fold(text) in self.absent:
             return float("nan"), MISSING
         try:
-            if self.date_format:
+            if self.date_format == EXCEL:
+                serial = _SERIAL.fullmatch(text)
+                if serial is None or int(serial[1]) < _FIRST_SERIAL:
+                    return float("nan"), DATE
+                date = datetime.date.fromordinal(_SERIAL_EPOCH + int(serial[1]))
+            elif self.date_format:
                 date = datetime.datetime.strptime(text, self.date_format).date()  # noqa: DTZ007 - a day has no zone
             elif iso := _ISO.fullmatch(text):
                 date = datetime.date.fromisoformat(iso[1])

@@ -227,7 +227,9 @@ def test_a_person_s_column_in_the_mapping_and_another_language_s_header_are_told
     task = task_of(*(number(f"column {place}", 0, 9) for place in range(12)), ILL)
     path, own = tmp_path / "x.csv", tmp_path / "own.yaml"
     path.write_text("Alter,krank\n3,0\n")
-    with pytest.raises(DataError, match=r"lacks 13 columns: .*'column 11', 'ill'.*data\.mapping"):
+    with pytest.raises(
+        DataError, match=r"lacks 13 columns: .*'column 11', 'ill'.*data\.mapping; it has 'Alter', 'krank'$"
+    ):
         report(task, DataConfig(source="csv", path=str(path)))
     own.write_text("columns: {patient_id: Patienten-ID}\n")
     with pytest.raises(DataError, match=r"patient_id: the task has no such column; .*data\.person=COLUMN"):
@@ -253,3 +255,12 @@ def test_the_settings_beside_a_table_name_no_other_table(tmp_path: Path) -> None
     (tmp_path / "koeln.yaml").write_text("data: {path: /srv/all-of-us.csv}\n")
     with pytest.raises(ConfigError, match=r"'data\.path' is the table that lies beside it"):
         data_overrides(str(tmp_path / "koeln.csv"))
+
+
+def test_a_table_that_calls_its_persons_otherwise_is_told_where_to_say_so(tmp_path: Path) -> None:
+    own = task_of(number("kg", 1, 400), ILL)
+    task = dataclasses.replace(own, schema=dataclasses.replace(own.schema, person="patient_id"))
+    path = tmp_path / "x.csv"
+    path.write_text("kg,ill,Fall\n70,0,7\n")
+    with pytest.raises(DataError, match=r"lacks the column 'patient_id' of the task.*data\.person=COLUMN"):
+        report(task, DataConfig(source="csv", path=str(path)))

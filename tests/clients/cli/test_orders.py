@@ -156,6 +156,16 @@ def test_no_other_key_and_no_wrong_passphrase_signs(house: House) -> None:
     assert shown(house) == "awaiting"
 
 
+def test_where_no_officer_is_named_nobody_is_asked_whether_to_sign(house: House) -> None:
+    """Seen: the question was put, and only its yes was answered by the lack of a key."""
+    assert shown(house) == "awaiting"
+    done = client(house, "orders", "sign", "study", "--key", str(house.folder / "ito.pem"), text="y\n", code=3)
+    assert "Have you read it" not in done.output
+    assert "nobody can sign here: no officer yet" in str(done.exception) and "orders officer NAME" in str(
+        done.exception
+    )
+
+
 def test_an_order_that_is_not_confirmed_or_not_there_is_not_signed(house: House) -> None:
     key = str(house.folder / "ito.pem")
     client(house, "orders", "officer", "ito", "--key", key, "--no-passphrase")

@@ -167,7 +167,11 @@ def test_categories_are_told_by_word_or_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cells", "date_format"),
-    [(("2020-01-31", "1970-01-01T08:00:00"), None), (("31.1.2020", "01.01.1970"), "%d.%m.%Y")],
+    [
+        (("2020-01-31", "1970-01-01T08:00:00"), None),
+        (("31.1.2020", "01.01.1970"), "%d.%m.%Y"),
+        (("43861", "25569.333"), "excel"),  # Microsoft: DATEVALUE("2020-01-31"), and 1970-01-01 08:00
+    ],
 )
 def test_dates_are_days(tmp_path: Path, cells: tuple[str, str], date_format: str | None) -> None:
     seen = Column("seen", "date", low=0.0, high=40_000.0)
@@ -182,6 +186,19 @@ def test_what_is_no_day_is_no_date(tmp_path: Path, cell: str) -> None:
     for date_format in (None, "%d.%m.%Y"):
         with pytest.raises(DataError, match="column 'seen': 1 value is no date"):
             _load(written(tmp_path, f"seen,ill\n{cell},0\n", date_format=date_format), task)
+
+
+@pytest.mark.parametrize("cell", ["60", "2020-01-31", "-43861", "4e4", "43861 days", "99999999"])
+def test_what_is_no_number_of_days_is_no_date_of_excel_s(tmp_path: Path, cell: str) -> None:
+    """60 is its 29th of February 1900, which never was."""
+    task = task_of(Column("seen", "date", low=-40_000.0, high=40_000.0), ILL)
+    with pytest.raises(DataError, match=r"column 'seen': 1 value is no date .*excel of numbers"):
+        _load(written(tmp_path, f"seen,ill\n{cell},0\n", date_format="excel"), task)
+
+
+def test_a_format_of_days_that_is_none_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"date_format is 'dd\.mm\.yyyy', expected one as in %d"):
+        DataConfig(date_format="dd.mm.yyyy")
 
 
 def test_shapes_and_texts_have_columns_of_their_own(tmp_path: Path) -> None:

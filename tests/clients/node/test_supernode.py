@@ -35,13 +35,14 @@ from sovfed.clients.node.supernode import (
     MAX_OBJECTS,
     NODE_ID,
     PullPace,
+    in_words,
     node_state,
     pull_bounded,
     pull_or_push,
     push_or_join,
 )
 from sovfed.federation.config import ServerConfig
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.messages import LaneReply, Refusal
 from sovfed.federation.wire.flower import FlowerGrid, new_message, to_records
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
@@ -275,6 +276,23 @@ def _listeners(port: int) -> set[str]:
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
     ]
     return {line[1].split(":")[0] for line in lines if line[3] == "0A" and int(line[1].split(":")[1], 16) == port}
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, ServiceError), (503, KeyboardInterrupt)])
+def test_an_agency_that_has_removed_a_node_is_told_in_words(status: int, kind: type[BaseException]) -> None:
+    """Seen: "supernode does not run: For more information check: https://developer.mozilla.org/…/401"."""
+    request = httpx.Request("POST", "https://fed.example.org:8443/v1/fleet/deactivate-node")
+
+    def interrupted() -> None:
+        try:
+            httpx.Response(status, request=request).raise_for_status()
+        except httpx.HTTPStatusError:
+            raise KeyboardInterrupt  # noqa: B904 - as Flower's retries do to their own process
+
+    with pytest.raises(kind) as raised, in_words():
+        interrupted()
+    told = "fed.example.org:8443 does not know this institution's node"
+    assert (told in str(raised.value)) is (kind is ServiceError)
 
 
 @pytest.mark.deploy

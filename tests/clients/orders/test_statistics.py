@@ -271,6 +271,7 @@ def test_the_order_says_in_words_what_is_counted_and_what_it_costs(tmp_path: Pat
     assert "purpose    statistics: mean radius, malignant, bins=4" in text
     assert "would leave: once, 9 masked counts of persons" in text
     assert "would cost a person: ε 0.5 at δ 1e-06" in text
+    assert "the table goes to" in text and not any(word in text for word in ("the model goes", "strategy", "optimizer"))
 
 
 def signed(house: House, config: Config, name: str = "h1") -> tuple[TrainerService, PrivateRequest]:

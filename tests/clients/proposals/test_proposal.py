@@ -412,3 +412,41 @@ def test_a_word_of_few_records_is_asked_about_since_the_file_goes_to_everybody()
     assert look("ward", wards, ".").note == "to be confirmed: are these all the words?"
     note = look("ward", [*wards, "mayor Schmidt", "C", "C"], ".").note
     assert note.endswith("all the words? 2 in fewer than 5 records here: none about a person?")
+
+
+@pytest.mark.parametrize(
+    ("days", "settings", "told"),
+    [
+        (("13/02/2024", "02/11/2024", "05/06/2025"), ("data.date_format=%d/%m/%Y",), False),
+        (("02/13/2024", "11/02/2024", "06/05/2025"), ("data.date_format=%m/%d/%Y",), False),
+        (("02/11/2024", "05/06/2025", "11/02/2024"), ("data.date_format=%d/%m/%Y",), True),
+        (("2024-02-13", "13.02.2024", "2024-11-02"), ("data.date_format=%d.%m.%Y",), False),
+    ],
+)
+def test_days_with_slashes_are_days_and_say_how_they_are_read(
+    tmp_path: Path, days: tuple[str, ...], settings: tuple[str, ...], told: bool
+) -> None:
+    """Seen: days of a British export were left out as free text."""
+    path = tmp_path / "clinic.csv"
+    path.write_text("seen,ill\n" + "".join(f"{days[row % 3]},{row % 2}\n" for row in range(30)))
+    proposal = propose("visits", path, ["ill"])
+    (column,) = [column for column in task_from_text(proposal.text).schema.columns if column.name == "seen"]
+    assert (column.kind, proposal.settings) == ("date", settings)
+    assert any("either day" in line for line in proposal.told) is told
+
+
+def test_numbers_that_may_be_excel_s_days_are_told_with_what_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "clinic.csv"
+    path.write_text("seen,ward,ill\n" + "".join(f"{45_600 + 7 * row},{row},{row % 2}\n" for row in range(40)))
+    proposal = propose("visits", path, ["ill"])
+    lines = [line for line in proposal.told if "Excel" in line]
+    assert len(lines) == 1 and lines[0].startswith("'seen'") and "data.date_format=excel" in lines[0]
+    assert '{kind: date, low: "2020-01-01", high: "2029-12-31"}' in lines[0]
+
+
+def test_a_column_that_some_files_call_otherwise_names_those_files(tmp_path: Path) -> None:
+    """Seen: "no column 'ill' (known: none)"."""
+    (tmp_path / "a.csv").write_text("age,ill\n1,0\n2,1\n3,0\n")
+    (tmp_path / "b.csv").write_text("Alter;krank\n1;0\n2;1\n3;0\n")
+    with pytest.raises(ConfigError, match=r"b\.csv: no column 'ill', .*data\.mapping.*'Alter', 'krank'"):
+        propose("visits", tmp_path, ["ill"])

@@ -49,6 +49,16 @@ def test_noise_that_keeps_no_promise_is_refused_before_anything_is_asked() -> No
         made("privacy=silo", "privacy.noise_multiplier=0.3", "privacy.local_steps=20")
 
 
+@pytest.mark.parametrize("mechanism", ["distributed", "institution"])
+def test_noise_that_fits_no_ring_is_refused_before_anything_is_asked(mechanism: str) -> None:
+    """Seen: five attempts of round 1, each refused by every institution."""
+    words = (f"privacy={mechanism}", "rounds=1", "privacy.noise_multiplier=2000")
+    with pytest.raises(PrivacyError, match="does not fit the ring's room of 268435454: take fewer grid_bits"):
+        made(*words)  # 32 bits, 3 of them for a cohort of 5: 2^28 - 2
+    made(*words, "privacy.grid_bits=8")
+    made("privacy=silo", *words[1:])
+
+
 @pytest.mark.parametrize(("cohort", "colluders", "honest"), [(5, 1, 4), (5, 2, 3), (20, 0, 20)])
 def test_noise_of_feared_colluders_is_not_counted_on(cohort: int, colluders: int, honest: int) -> None:
     found = made(f"server.min_cohort={cohort}", f"privacy.colluders={colluders}")

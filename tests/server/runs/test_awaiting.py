@@ -87,6 +87,14 @@ def test_too_few_connected_institutions_are_named(tmp_path: Path) -> None:
     assert "taken up again now" in why_waiting({**RUN, "status": "interrupted"}, tmp_path, None)[0]
 
 
+def test_a_start_is_a_matter_of_concern_only_once_it_takes_longer_than_usual(tmp_path: Path) -> None:
+    """Seen: "waiting for the executor, since 0 s; the log may say why", at each start of a run."""
+    starting = {**RUN, "status": "starting", "started": 100.0}
+    assert why_waiting(starting, tmp_path, NODES, now=101.0) == ["the executor starts its coordinator"]
+    (late,) = why_waiting(starting, tmp_path, NODES, now=130.0)
+    assert "since 30 s" in late and "logs executor" in late
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"stage": 1}', "\0" * 100])
 def test_a_damaged_file_tells_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)

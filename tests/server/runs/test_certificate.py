@@ -20,7 +20,7 @@ from tests.release_fixture import NAMES, ROUNDS, RUN, Released, finished_run, re
 from sovfed.cli import cli
 from sovfed.clients.models.released import signed_release
 from sovfed.federation.archive import zipped
-from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
+from sovfed.federation.errors import ConfigError, DataError, EvidenceError, IdentityError, PolicyError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.identity import load_roots
@@ -114,6 +114,25 @@ def test_a_release_that_nobody_else_has_signed_or_cosigned_says_so(tmp_path: Pat
     assert verdict.missing[:2] == (
         "signatures of hospital-1, hospital-2, which took part", "cosignatures of the log by hospital-1, hospital-2",
     )  # fmt: skip
+
+
+def test_verify_says_how_what_is_missing_can_be_had_and_what_is_no_root(
+    tmp_path: Path, federation: Released, bundle: bytes
+) -> None:
+    """Seen: `--root server.pem` was answered by the lack of a revocation list, and nobody knew how a clinic signs."""
+    unsigned, signed, root = (
+        tmp_path / "x.release",
+        tmp_path / "y.release",
+        federation.homes[0] / "identity" / "root.pem",
+    )
+    unsigned.write_bytes(_sealed_again(federation))
+    signed.write_bytes(bundle)
+    told = CliRunner().invoke(cli, ["verify", str(unsigned), "--root", str(root)]).output
+    assert "signatures: `sovfed client release sign x.release`" in told
+    assert f"`sovfed client release declare {RUN}`" in told and f"`sovfed audit canary --run {RUN}`" in told
+    assert "release sign" not in CliRunner().invoke(cli, ["verify", str(signed), "--root", str(root)]).output
+    other = CliRunner().invoke(cli, ["verify", str(signed), "--root", str(root.parent / "cert.pem")])
+    assert isinstance(other.exception, IdentityError) and "not an authority's root" in str(other.exception)
 
 
 def test_equal_logs_make_equal_releases(federation: Released, bundle: bytes) -> None:

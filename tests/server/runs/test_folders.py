@@ -61,7 +61,7 @@ def test_a_run_that_has_finished_is_not_resumed(home: Path) -> None:
     control = Recorder()
     folders.start_run(control, home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
     (folders.run_folder(home, "study") / "summary.json").write_text("{}")
-    with pytest.raises(ConfigError, match="has finished"):
+    with pytest.raises(ConfigError, match=r"has finished.*start=\w+` trains it further"):
         folders.start_run(control, home, "study", compose([]).config, resume=True)  # type: ignore[arg-type]
     assert len(control.sent) == 1
 
