@@ -72,7 +72,7 @@ class State:
 
 
 class LocalOptimizer(Protocol):
-    """Moves values by gradients, in place. Its state is the caller's to keep."""
+    """Moves values by gradients, in place; neither asks for gradients of its own. Its state is the caller's to keep."""
 
     @property
     def plain(self) -> bool:
@@ -155,11 +155,10 @@ class _Clipping(ABC):
 
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor | None], state: State, rate: Rate) -> None:
         moving, slopes = list(values), _filled(gradients, values)
-        with torch.set_grad_enabled(False):  # as no_grad, in half of its time
-            if self._plan.gradient_clip:
-                slopes = clip(slopes, state.shapes, self._plan.gradient_clip)
-            state.count += 1
-            self._move(moving, slopes, state, rate)
+        if self._plan.gradient_clip:
+            slopes = clip(slopes, state.shapes, self._plan.gradient_clip)
+        state.count += 1
+        self._move(moving, slopes, state, rate)
 
     @abstractmethod
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None: ...
@@ -301,7 +300,7 @@ def _adamw_in_one_pass(
     """The step by one kernel a tensor: small tensors' time goes into calling eight, one after the other."""
     first, second = moments
     torch._fused_adamw_(
-        values, [gradient.float().contiguous() for gradient in gradients], first, second, [], [count] * len(values),
+        values, [gradient.contiguous() for gradient in gradients], first, second, [], [count] * len(values),
         lr=rate, beta1=plan.beta_1, beta2=plan.beta_2, weight_decay=plan.weight_decay, eps=plan.epsilon,
         amsgrad=False, maximize=False,
     )  # fmt: skip
