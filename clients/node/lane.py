@@ -188,7 +188,7 @@ class LaneClient:
         return grpc.ssl_channel_credentials((self._identity / "root.pem").read_bytes(), *read_pair(self._identity))
 
     async def _work(self, end: LaneEnd, inbox: asyncio.Queue[memoryview], context: Context) -> None:
-        """Answer messages one after another; a message is acknowledged once its reply is on its way."""
+        """Answer messages one after another; a message is acknowledged with its reply."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="lane-app")
         try:
             while True:
@@ -197,9 +197,8 @@ class LaneClient:
                 del data
                 if reply is not None:
                     await end.room(REPLIES_HELD)
-                    end.send(reply)
-                    del reply
-                end.consume()
+                end.answer(reply)
+                del reply
         finally:
             pool.shutdown(wait=False)
 

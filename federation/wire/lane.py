@@ -178,6 +178,11 @@ class Receiver:
         """The number of the message that is due, and how many bytes of it are here."""
         return self._sequence, self._offset
 
+    @property
+    def given(self) -> int:
+        """How many messages the application was given."""
+        return self._sequence - 1
+
     def hello(self, session: int) -> bytes:
         """The frame that tells the peer where to go on."""
         return Frame(HELLO, self._sequence, self._offset, session, self.consumed).to_bytes()

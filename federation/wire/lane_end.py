@@ -114,14 +114,28 @@ class LaneEnd:
         self._wake = asyncio.Event()
         self._acked = asyncio.Event()
         self._ack_sent = 0
+        self._ack_due, self._timed = math.inf, False  # when an acknowledgement goes alone; whether that is looked at
         self._looked: tuple[int, int] | None = None  # the receiver's position when it was looked at last
         self._stood_still = asyncio.Event()
 
-    def send(self, message: Outgoing) -> None:
-        """Queue `message`. Raises ServiceError if too much is outstanding."""
+    def send(self, message: Outgoing, *, now: bool = True) -> None:
+        """Queue `message`; not `now`, it goes with the next `wake_up`. Raises ServiceError if too much is outstanding."""
         with self._lock:
             self._sender.push(message)
+        if now:
+            self._wake_up()
+
+    def answer(self, message: Outgoing | None) -> None:
+        """`consume`, and `send` the reply if there is one, with which the acknowledgement travels."""
+        with self._lock:
+            if message is not None:
+                self._sender.push(message)
+            self._receiver.consume()
         self._wake_up()
+
+    def wake(self) -> None:
+        """Send what is queued; on the loop's thread."""
+        self._wake.set()
 
     def withdraw(self, message: Outgoing) -> None:
         """Do not send `message` if none of it has been sent."""
@@ -132,7 +146,8 @@ class LaneEnd:
         """The application is done with the oldest message that it was given: the peer may send another."""
         with self._lock:
             self._receiver.consume()
-        self._wake_up()
+        if not self._timed:  # else the acknowledgement goes in time, and to wake another thread costs more than it
+            self._wake_up()
 
     def _wake_up(self) -> None:
         if threading.get_ident() == self._thread:
@@ -193,6 +208,7 @@ class LaneEnd:
                 self._acked.set()
                 self._wake.set()
             if message is not None:
+                self._acknowledge_in_time()
                 self._deliver(self, message)
             self._look_later()
             del plot, message  # so that they are gone when their reader is done with them
@@ -226,22 +242,37 @@ class LaneEnd:
 
     async def _write(self, stream: Stream) -> None:
         self._thread = threading.get_ident()
-        due = math.inf  # when an acknowledgement goes alone
         while True:
             self._wake.clear()
             with self._lock:
-                ack = self._receiver.consumed
+                ack, given = self._receiver.consumed, self._receiver.given
                 frame = self._sender.next_frame(ack)
-            if frame is None and ack != self._ack_sent:
-                if due == math.inf:
-                    due = self._loop.time() + ACK_DELAY_S
-                    self._loop.call_at(due, self._wake.set)
-                frame = ack_frame(ack) if self._loop.time() >= due - CLOCK_S else None
+            if frame is None and self._loop.time() >= self._ack_due - CLOCK_S:
+                self._ack_due = math.inf
+                frame = ack_frame(ack) if ack != self._ack_sent else None
             if frame is None:
+                if ack != self._ack_sent:
+                    self._acknowledge_in_time()
                 await self._wake.wait()
                 continue
-            self._ack_sent, due = ack, math.inf
+            self._ack_sent, self._ack_due = ack, math.inf
+            if ack != given:
+                self._acknowledge_in_time()
             await stream.write(frame)
+
+    def _acknowledge_in_time(self) -> None:
+        """An acknowledgement is due after a while, unless one is already."""
+        self._ack_due = min(self._ack_due, self._loop.time() + ACK_DELAY_S)
+        if not self._timed:
+            self._timed = True
+            self._loop.call_at(self._ack_due, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        self._timed = False
+        if self._loop.time() + CLOCK_S < self._ack_due < math.inf:
+            self._acknowledge_in_time()  # of a later message: the one before went with a message of ours
+        else:
+            self._wake.set()
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
