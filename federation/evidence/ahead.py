@@ -67,20 +67,27 @@ class Ahead:
         return self.is_open
 
     def add(self, kind: str, at: int, fields: dict[str, Any]) -> None:
-        """Write an entry down; it is on disk afterwards. Raises ServiceError, and then nothing is written."""
+        """Write an entry down; it is on disk after `sync`. Raises ServiceError, and then nothing is written."""
         content = canonical({"kind": kind, "at": at, "fields": fields})
         with self._lock:
             end, self._added_at = os.lseek(self._file, 0, os.SEEK_END), time.monotonic()
             line = _code(self._key, self._name, end - NAME_BYTES, content) + content + b"\n"
             try:
                 whole = os.write(self._file, line) == len(line)
-                os.fdatasync(self._file)
             except OSError as error:
                 self._take_back(end)
                 raise ServiceError(f"{self._path}: cannot be written ({error.strerror}); nothing was sent") from error
             if not whole:
                 self._take_back(end)
                 raise ServiceError(f"{self._path}: the disk is full; nothing was sent")
+
+    def sync(self) -> None:
+        """All that was added is on disk afterwards. Raises ServiceError; what was added then counts as not sent."""
+        with self._lock:
+            try:
+                os.fdatasync(self._file)  # of a file that was begun anew since: what stood in the old one was entered
+            except OSError as error:
+                raise ServiceError(f"{self._path}: cannot be written ({error.strerror}); nothing was sent") from error
 
     def enter(self, enter: Callable[[], bool], *, renew: bool = False) -> None:
         """Have what is new entered by `enter`, which enters all that stands here, or says that it could not.

@@ -105,6 +105,11 @@ class Sender:
         """Messages that are not acknowledged."""
         return len(self._waiting) + len(self._flight)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a message is not begun yet, as when too many are on their way."""
+        return bool(self._waiting)
+
     def push(self, message: Outgoing) -> None:
         """Queue `message`. Raises ServiceError if more would be outstanding than this lane may hold."""
         if not message.size:
@@ -177,11 +182,6 @@ class Receiver:
     def position(self) -> tuple[int, int]:
         """The number of the message that is due, and how many bytes of it are here."""
         return self._sequence, self._offset
-
-    @property
-    def given(self) -> int:
-        """How many messages the application was given."""
-        return self._sequence - 1
 
     def hello(self, session: int) -> bytes:
         """The frame that tells the peer where to go on."""

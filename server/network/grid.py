@@ -175,6 +175,7 @@ class StreamGrid(StreamingGrid):
 
     def deliver(self, link: Link, end: LaneEnd, data: memoryview) -> None:
         """Take a message that came on the authenticated stream of `link`; called on the lane's thread."""
+        end.acknowledge_in_time()
         try:
             message = unpack(data)
             self._accept(link, end, message, len(data))
