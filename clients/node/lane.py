@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 import grpc
@@ -47,6 +48,7 @@ MAX_LANES: Final = 16
 LOOK_S: Final = 5.0  # for a renewed certificate
 MAX_REMEMBERED: Final = 1024  # runs whose newest offer is known; older offers than that have lapsed
 REPLIES_HELD: Final = 1  # replies that may wait for the coordinator before the next message is worked on
+FULL_S: Final = 0.01  # between looks whether fewer wait
 
 
 class LaneClient:
@@ -106,19 +108,20 @@ class LaneClient:
 
     async def _keep(self, offer: LaneOffer, context: Context) -> None:
         """Carry the run's messages until the coordinator ends it or the relay refuses us."""
-        inbox: asyncio.Queue[memoryview] = asyncio.Queue()
+        inbox, over = SimpleQueue[memoryview | None](), threading.Event()
         end = LaneEnd(
             session_number(offer.token),
             self._max_message_bytes,
-            lambda _, data: inbox.put_nowait(data),
+            lambda _, data: inbox.put(data),
             asyncio.get_running_loop(),
             _in_memory,
         )
-        worker = asyncio.create_task(self._work(end, inbox, context))
+        threading.Thread(target=self._work, args=(end, inbox, over, context), name="lane-app", daemon=True).start()
         try:
             await self._stay_connected(offer, context.node_id, end)
         finally:
-            worker.cancel()
+            over.set()
+            inbox.put(None)
 
     async def _stay_connected(self, offer: LaneOffer, node_id: int, end: LaneEnd) -> None:
         proof, pause = (TOKEN_KEY, offer.token), BACK_OFF_S[0]
@@ -187,21 +190,17 @@ class LaneClient:
         """Read afresh for each connection, so that a renewed certificate is used."""
         return grpc.ssl_channel_credentials((self._identity / "root.pem").read_bytes(), *read_pair(self._identity))
 
-    async def _work(self, end: LaneEnd, inbox: asyncio.Queue[memoryview], context: Context) -> None:
-        """Answer messages one after another; a message is acknowledged once its reply is on its way."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="lane-app")
-        try:
-            while True:
-                data = await inbox.get()
-                reply = await asyncio.get_running_loop().run_in_executor(pool, self._answer, data, context)
-                del data
-                if reply is not None:
-                    await end.room(REPLIES_HELD)
-                    end.send(reply)
-                    del reply
-                end.consume()
-        finally:
-            pool.shutdown(wait=False)
+    def _work(
+        self, end: LaneEnd, inbox: SimpleQueue[memoryview | None], over: threading.Event, context: Context
+    ) -> None:
+        """Answer messages one after another, until the lane is `over`; a message is acknowledged with its reply."""
+        while (data := inbox.get()) is not None and not over.is_set():
+            reply = self._answer(data, context)
+            del data
+            while reply is not None and end.outstanding > REPLIES_HELD and not over.wait(FULL_S):
+                pass
+            end.answer(reply)
+            del reply
 
     def _answer(self, data: memoryview, context: Context) -> Outgoing | None:
         """The serialised reply to `data`, or None where none is due: a message that is not for this node and run."""

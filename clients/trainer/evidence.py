@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import EvidenceError, PolicyError, ServiceError
@@ -39,7 +38,6 @@ class Evidence:
     def __init__(self, home: Path, on_split: str = REFUSE) -> None:
         self._home, self._on_split, self._split_file = home, on_split, str(home / SPLIT)
         self._refused, self._received = Counted(home, "refusal"), Counted(home, "received")
-        self._writer = ThreadPoolExecutor(1)
         self._told = ""
         self._noting = Noting(home)
         try:
@@ -66,13 +64,18 @@ class Evidence:
         return why
 
     def admitted(self, request: SumRequest) -> Callable[[], object]:
-        """Log that `request` is answered, beside the work for it; the reply must not leave before this is called."""
+        """Log that `request` is answered; the reply must not leave before what this returns was called, which waits for
+        the disk.
+
+        Raises SovfedError where it cannot be written.
+        """
         fields = {
             "run": request.run, "request": ASKED[type(request)], "task": request.task, "task_digest": request.digest,
             "masked": bool(request.begin.size), "m1": hashlib.sha256(request.begin.tobytes()).hexdigest(),
         }  # fmt: skip
         number = 0 if isinstance(request, ProfileRequest) else request.round
-        return self._writer.submit(self._noting.note, "round", **fields, round=number).result
+        self._noting.write("round", **fields, round=number)
+        return self._noting.sync
 
     def received(self, request: ReleaseRequest) -> None:
         """Count a model that came back."""
@@ -93,5 +96,4 @@ class Evidence:
         """Write all that was counted."""
         self._refused.close()
         self._received.close()
-        self._writer.shutdown()
         self._noting.close()

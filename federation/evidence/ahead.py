@@ -62,6 +62,7 @@ class Ahead:
         self._file = self._folder = -1
         self._key, self._name, self._lines = b"", "", bytearray()
         self._entered, self._added_at = 0, 0.0
+        self._loose = False  # whether lines may not be on disk yet
 
     @property
     def is_open(self) -> bool:
@@ -89,7 +90,7 @@ class Ahead:
         return self.is_open
 
     def add(self, kind: str, at: int, fields: dict[str, Any]) -> bool:
-        """Write an entry down; it is on disk afterwards. False where this process does not write the file any more.
+        """Write an entry down; it is on disk after `sync`. False where this process does not write the file any more.
 
         Raises ServiceError, and then nothing is written.
         """
@@ -104,7 +105,6 @@ class Ahead:
                 raise ServiceError(f"{self._path}: is full, for the log does not take it in; nothing was sent")
             try:
                 whole = os.write(self._file, line) == len(line)
-                os.fdatasync(self._file)
             except OSError as error:
                 self._take_back()
                 raise ServiceError(f"{self._path}: cannot be written ({error.strerror}); nothing was sent") from error
@@ -112,8 +112,23 @@ class Ahead:
                 self._take_back()
                 raise ServiceError(f"{self._path}: the disk is full; nothing was sent")
             self._lines += line
-            self._added_at = time.monotonic()
+            self._added_at, self._loose = time.monotonic(), True
         return True
+
+    def sync(self) -> None:
+        """All that was added is on disk afterwards. Raises ServiceError; what was added then counts as not sent."""
+        with self._lock:
+            if not self._loose:
+                return
+            if not self.is_open:
+                raise ServiceError(
+                    f"{self._path}: another has changed it, and the log did not take it in; nothing was sent"
+                )
+            try:
+                os.fdatasync(self._file)
+            except OSError as error:
+                raise ServiceError(f"{self._path}: cannot be written ({error.strerror}); nothing was sent") from error
+            self._loose = False
 
     def enter(self) -> None:
         """Have what is new entered. Raises OSError or SovfedError."""
@@ -173,6 +188,7 @@ class Ahead:
         if not self._enter(self._standing() if self.is_open else None, changed=changed, begins=name):
             self._close()
             return
+        self._loose = False  # the database has them
         try:
             write_private(self._path, name.encode() + b"\n")
             file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -31,8 +31,17 @@ class Noting:
 
     def note(self, kind: str, /, **fields: Any) -> None:
         """Have an entry on disk. Raises SovfedError."""
+        self.write(kind, **fields)
+        self.sync()
+
+    def write(self, kind: str, /, **fields: Any) -> None:
+        """Write an entry down, which is on disk after `sync`. Raises SovfedError."""
         if not self.begin() or not self._ahead.add(kind, int(time.time()), fields):
             record(self._home, kind, **fields)
+
+    def sync(self) -> None:
+        """Have all that was written on disk. Raises SovfedError."""
+        self._ahead.sync()
 
     def look(self) -> None:
         """Enter what stands ahead. Call it now and then. Raises SovfedError or OSError."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sovfed.federation.errors import CohortError, ProtocolError
+from sovfed.federation.errors import CohortError, IdentityError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.client import payload_cipher, payload_digest
@@ -125,12 +125,14 @@ class Round:
         if index in self.refused:
             raise self.refused[index]
 
-    def take(self, message: bytes, payload: Words) -> int:
-        """Check a member's M2 and keep it, with its payload, until `settle`; the member's index.
+    def take(self, message: bytes, payload: Words, index: int | None = None) -> int:
+        """Check a member's M2 and keep it, with its payload, until `settle`; the member's index, which must be `index`.
 
         Settles by itself when `TOGETHER` are waiting. Raises ProtocolError or IdentityError, and then nothing changed.
         """
         upload = wire.Masked.decode(message)
+        if index not in (None, upload.index):
+            raise IdentityError(f"round {self.begin.round}: an upload in another member's name")
         if upload.ctx != self.ctx or upload.index not in self.begin.cohort:
             raise ProtocolError(f"round {self.begin.round}: an upload of another context or cohort")
         sender = f"round {self.begin.round}, {self.roster.names[upload.index]}"

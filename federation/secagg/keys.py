@@ -66,11 +66,7 @@ def encode_fields(label: str, *fields: bytes) -> bytes:
 
 def encode_more(*fields: bytes) -> bytes:
     """What more `fields` add to the end of `encode_fields`."""
-    parts = []
-    for field in fields:
-        parts.append(len(field).to_bytes(8, "big"))
-        parts.append(field)
-    return b"".join(parts)
+    return b"".join([part for field in fields for part in (len(field).to_bytes(8, "big"), field)])
 
 
 @cache

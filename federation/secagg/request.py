@@ -40,6 +40,7 @@ WIDEST: Final = 2.0**56  # the largest sum that three words hold
 _EMPTY: Final[Vector] = np.zeros(0, np.float32)
 
 
+@lru_cache(maxsize=64)
 def run_bytes(run: str) -> bytes:
     """The name of a run on the wire, 16 bytes."""
     return digest("run", run.encode())[:RUN_BYTES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from sovfed.federation.errors import IdentityError, ProtocolError
 from sovfed.federation.secagg import wire
@@ -47,7 +47,7 @@ class Roster:
         return tuple(member.name for member in self.members)
 
     def ring(self, begin: wire.Begin) -> Ring:
-        return Ring(self.offer.bits, self.offer.clip, self.offer.max_weight, len(begin.cohort))
+        return _ring(self.offer.bits, self.offer.clip, self.offer.max_weight, len(begin.cohort))
 
     def check_begin(self, begin: wire.Begin) -> None:
         """Raise unless `begin` is the coordinator's, of this roster, and within the offer."""
@@ -70,6 +70,12 @@ class Roster:
             begin.subject, wire.number(begin.size, 8), u16(begin.metrics), bytes((ring.bits, ring.value_bits)),
             struct.pack(">d", ring.clip), wire.number(ring.max_weight, 8), bytes((self.offer.fraction_bits,)),
         )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _ring(bits: int, clip: float, max_weight: int, cohort: int) -> Ring:
+    """The ring of these terms, which works out what follows from them once."""
+    return Ring(bits, clip, max_weight, cohort)
 
 
 def masked_message(ctx: bytes, index: int, payload: bytes, commitments: bytes) -> bytes:

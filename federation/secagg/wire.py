@@ -69,7 +69,7 @@ class Reader:
 
     def members(self) -> tuple[int, ...]:
         bitmap = int.from_bytes(self.take(BITMAP), "big")
-        members = tuple(member for member in range(8 * BITMAP) if bitmap >> member & 1)
+        members = tuple(member for member in range(bitmap.bit_length()) if bitmap >> member & 1)
         self.require(not members or members[-1] < MAX_HOLDERS, "member out of range")
         return members
 

@@ -105,6 +105,11 @@ class Sender:
         """Messages that are not acknowledged."""
         return len(self._waiting) + len(self._flight)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether a message is not begun yet, as when too many are on their way."""
+        return bool(self._waiting)
+
     def push(self, message: Outgoing) -> None:
         """Queue `message`. Raises ServiceError if more would be outstanding than this lane may hold."""
         if not message.size:

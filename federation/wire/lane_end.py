@@ -112,16 +112,29 @@ class LaneEnd:
         self._lock = threading.Lock()
         self._thread = 0  # the loop's, once it carries messages
         self._wake = asyncio.Event()
-        self._acked = asyncio.Event()
         self._ack_sent = 0
+        self._ack_due, self._timed = math.inf, False  # when an acknowledgement goes alone; whether that is looked at
         self._looked: tuple[int, int] | None = None  # the receiver's position when it was looked at last
         self._stood_still = asyncio.Event()
 
-    def send(self, message: Outgoing) -> None:
-        """Queue `message`. Raises ServiceError if too much is outstanding."""
+    def send(self, message: Outgoing, *, now: bool = True) -> None:
+        """Queue `message`; it goes at once, or with the next `wake`. Raises ServiceError if too much is outstanding."""
         with self._lock:
             self._sender.push(message)
+        if now:
+            self._wake_up()
+
+    def answer(self, message: Outgoing | None) -> None:
+        """`consume`, and `send` the reply if there is one, with which the acknowledgement travels."""
+        with self._lock:
+            if message is not None:
+                self._sender.push(message)
+            self._receiver.consume()
         self._wake_up()
+
+    def wake(self) -> None:
+        """Send what is queued; on the loop's thread."""
+        self._wake.set()
 
     def withdraw(self, message: Outgoing) -> None:
         """Do not send `message` if none of it has been sent."""
@@ -132,7 +145,8 @@ class LaneEnd:
         """The application is done with the oldest message that it was given: the peer may send another."""
         with self._lock:
             self._receiver.consume()
-        self._wake_up()
+        if not self._timed:  # else the acknowledgement goes in time, and to wake another thread costs more than it
+            self._wake_up()
 
     def _wake_up(self) -> None:
         if threading.get_ident() == self._thread:
@@ -141,11 +155,10 @@ class LaneEnd:
         with contextlib.suppress(RuntimeError):  # the loop is closed: so is the lane, and nothing is to be sent
             self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def room(self, messages: int) -> None:
-        """Wait until at most `messages` are outstanding."""
-        while len(self._sender) > messages:
-            self._acked.clear()
-            await self._acked.wait()
+    @property
+    def outstanding(self) -> int:
+        """Messages of ours that are not acknowledged."""
+        return len(self._sender)
 
     async def pump(self, stream: Stream) -> None:
         """Carry messages over `stream` until it ends. Raises ProtocolError if the peer breaks the protocol."""
@@ -176,7 +189,6 @@ class LaneEnd:
             raise ProtocolError("the peer is of another session")
         with self._lock:
             self._sender.resume(hello.sequence, hello.offset, hello.ack)
-        self._acked.set()
         return True
 
     async def _read(self, stream: Stream) -> None:
@@ -189,8 +201,7 @@ class LaneEnd:
                 if frame.ack:
                     self._sender.acknowledge(frame.ack)
                 message = self._receiver.accept(frame, plot) if frame.kind == DATA else None
-            if frame.ack:
-                self._acked.set()
+            if frame.ack and self._sender.waiting:
                 self._wake.set()
             if message is not None:
                 self._deliver(self, message)
@@ -226,22 +237,38 @@ class LaneEnd:
 
     async def _write(self, stream: Stream) -> None:
         self._thread = threading.get_ident()
-        due = math.inf  # when an acknowledgement goes alone
         while True:
             self._wake.clear()
             with self._lock:
                 ack = self._receiver.consumed
                 frame = self._sender.next_frame(ack)
-            if frame is None and ack != self._ack_sent:
-                if due == math.inf:
-                    due = self._loop.time() + ACK_DELAY_S
-                    self._loop.call_at(due, self._wake.set)
-                frame = ack_frame(ack) if self._loop.time() >= due - CLOCK_S else None
+            if frame is None and self._loop.time() >= self._ack_due - CLOCK_S:
+                self._ack_due = math.inf
+                frame = ack_frame(ack) if ack != self._ack_sent else None
             if frame is None:
+                if ack != self._ack_sent:
+                    self.acknowledge_in_time()
                 await self._wake.wait()
                 continue
-            self._ack_sent, due = ack, math.inf
+            self._ack_sent, self._ack_due = ack, math.inf
             await stream.write(frame)
+
+    def acknowledge_in_time(self) -> None:
+        """An acknowledgement is due after a while, unless one is already; on the loop's thread.
+
+        For `deliver` to call where another thread will `consume` what it is given soon, and need not wake the loop's.
+        """
+        self._ack_due = min(self._ack_due, self._loop.time() + ACK_DELAY_S)
+        if not self._timed:
+            self._timed = True
+            self._loop.call_at(self._ack_due, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        self._timed = False
+        if self._loop.time() + CLOCK_S < self._ack_due < math.inf:
+            self.acknowledge_in_time()  # of a later message: the one before went with a message of ours
+        else:
+            self._wake.set()
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:

@@ -78,13 +78,16 @@ class StreamGrid(StreamingGrid):
         contents: dict[int, Parts] = {}
         batch = list(messages)  # holds every content, so that its identity stays its own
         ids = []
-        for message in batch:
-            content = None
-            if message.has_content():
-                content = contents.get(id(message.content))
-                if content is None:
-                    content = contents[id(message.content)] = content_parts(message.content)
-            ids.append(self._push(message, content))
+        try:
+            for message in batch:
+                content = None
+                if message.has_content():
+                    content = contents.get(id(message.content))
+                    if content is None:
+                        content = contents[id(message.content)] = content_parts(message.content)
+                ids.append(self._push(message, content))
+        finally:
+            self._open_links.flush()
         return ids
 
     def _push(self, message: FlowerMessage, content: Parts | None) -> str:
@@ -172,6 +175,7 @@ class StreamGrid(StreamingGrid):
 
     def deliver(self, link: Link, end: LaneEnd, data: memoryview) -> None:
         """Take a message that came on the authenticated stream of `link`; called on the lane's thread."""
+        end.acknowledge_in_time()
         try:
             message = unpack(data)
             self._accept(link, end, message, len(data))

@@ -105,11 +105,13 @@ class Link:
         return 0.0 if self.connected else now - self.lost_at
 
     def send(self, message_id: str, message: Outgoing, expires: float) -> None:
-        """Send `message` now, or once the node is back. Raises ServiceError if too many are unanswered."""
+        """Have `message` sent with `Links.flush`, or once the node is back. Raises ServiceError if too many are
+        unanswered.
+        """
         with self._lock:
             if self.end is None:
                 raise ServiceError(f"node {self.node_id} has never joined the lane")
-            self.end.send(message)
+            self.end.send(message, now=False)
             self._unanswered[message_id] = (message, expires)
 
     def settle(self, message_id: str) -> bool:
@@ -241,6 +243,16 @@ class Links:
         """The lane of `node_id`, if it was ever offered."""
         link = self._links.get(node_id)
         return link if link is not None and link.end is not None else None
+
+    def flush(self) -> None:
+        """Send what was given to any `Link.send`: to wake the loop's thread costs more than a short message."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: so is the lane
+            self._thread.loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for link in self._all():
+            if link.end is not None:
+                link.end.wake()
 
     def present(self) -> list[NodeInfo]:
         """The nodes whose stream is up, or broke less than GRACE_S ago."""

@@ -19,7 +19,6 @@ import numpy as np
 
 from sovfed.federation.config import SecaggConfig
 from sovfed.federation.errors import (
-    IdentityError,
     ProtocolError,
     SovfedError,
     TrainingError,
@@ -34,7 +33,6 @@ from sovfed.federation.messages import (
     TrainRequest,
     Vector,
 )
-from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
 from sovfed.federation.secagg.keys import Identity
 from sovfed.federation.secagg.purpose import Purpose
@@ -230,9 +228,8 @@ class SecureAggregation(Epochs):
             clock, refusal = time.monotonic(), answer.refusal
             if answer.reply is not None:
                 try:
-                    if wire.Masked.decode(answer.reply.message.tobytes()).index != members[answer.node_id]:
-                        raise IdentityError("an upload in another member's name")
-                    uploaded[answer.node_id] = round_.take(answer.reply.message.tobytes(), answer.reply.payload)
+                    message, index = answer.reply.message.tobytes(), members[answer.node_id]
+                    uploaded[answer.node_id] = round_.take(message, answer.reply.payload, index)
                 except SovfedError as error:
                     log.warning("node %d: upload refused: %s", answer.node_id, error)
                     refusal = "malformed"

@@ -80,6 +80,19 @@ def test_what_a_process_that_was_killed_has_noted_is_entered_by_the_next_and_onc
     assert check_log(hospital).size == BEFORE + 5
 
 
+def test_what_a_process_wrote_and_did_not_live_to_sync_is_entered_once_too(hospital: Path) -> None:
+    in_a_process(
+        hospital, "noting.write('round', run='1', round=1)\nnoting.look()\nnoting.write('round', run='1', round=2)"
+    )
+    noting = started(hospital)
+    noting.write("round", run="1", round=3)
+    noting.look()
+    noting.sync()
+    assert rounds(hospital) == [1, 2, 3]
+    noting.close()
+    assert check_log(hospital).size == BEFORE + 3
+
+
 def test_a_line_that_a_power_cut_has_torn_is_left_out(hospital: Path) -> None:
     in_a_process(hospital, "noting.note('round', run='1', round=1)")
     with (hospital / ahead.FILE).open("ab") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +17,7 @@ from tests.federation.test_stored import resident_bytes
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.stored import Plot
 from sovfed.federation.wire import lane_end
-from sovfed.federation.wire.lane import CHUNK_BYTES, DATA, Frame, Outgoing, Receiver
+from sovfed.federation.wire.lane import ACK, CHUNK_BYTES, DATA, Frame, Outgoing, Receiver, parse_frame
 from sovfed.federation.wire.lane_end import LaneEnd
 from sovfed.server.network.uploads import MEMORY_BYTES, Uploads
 
@@ -153,6 +154,65 @@ def test_nothing_keeps_an_end_whose_session_is_over() -> None:
         await asyncio.sleep(0.05)
         gc.collect()
         assert (end(), owner()) == (None, None), "the look that is to come does not hold them"
+
+    asyncio.run(story())
+
+
+async def next_frame(far: Pipe) -> Frame:
+    data = await asyncio.wait_for(far.read(), 10)
+    assert isinstance(data, bytes)
+    return parse_frame(data)
+
+
+def test_an_answer_is_one_frame_that_acknowledges_what_it_answers() -> None:
+    async def story() -> None:
+        def answer(end: LaneEnd, data: memoryview) -> None:
+            end.answer(Outgoing((b"re: ", bytes(data))))
+
+        end, (near, far) = LaneEnd(SESSION, MOST, answer, asyncio.get_running_loop()), pipes()
+        async with running(end.pump(near), announce(far, 1)):
+            await next_frame(far)  # its hello
+            frame = await next_frame(far)
+        assert (frame.kind, frame.ack, bytes(frame.payload)) == (DATA, 1, b"re: x")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("late_s", [0.0, 5 * lane_end.ACK_DELAY_S])
+def test_what_another_thread_consumes_is_acknowledged_soon_or_late(late_s: float) -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+
+        def consume(end: LaneEnd) -> None:
+            time.sleep(late_s)
+            end.consume()
+
+        def take(end: LaneEnd, _: memoryview) -> None:
+            end.acknowledge_in_time()
+            loop.run_in_executor(None, consume, end)
+
+        end, (near, far) = LaneEnd(SESSION, MOST, take, loop), pipes()
+        async with running(end.pump(near), announce(far, 1)):
+            await next_frame(far)  # its hello
+            for number in (1, 2):
+                frame = await next_frame(far)
+                assert (frame.kind, frame.ack) == (ACK, number)
+                await far.write(Frame(DATA, number + 1, 0, 1, 0, memoryview(b"x")).to_bytes())
+
+    asyncio.run(story())
+
+
+def test_what_waits_for_an_acknowledgement_goes_when_it_comes() -> None:
+    async def story() -> None:
+        end, (near, far) = give(b"1"), pipes()
+        for message in (b"2", b"3"):
+            end.send(Outgoing((message,)))
+        async with running(end.pump(near)):
+            await far.write(Receiver(MOST).hello(SESSION))
+            frames = [await next_frame(far) for _ in range(3)]  # its hello, and as many messages as may be on their way
+            await far.write(Frame(ACK, 0, 0, 0, 1).to_bytes())
+            frames.append(await next_frame(far))
+        assert [bytes(frame.payload) for frame in frames] == [b"", b"1", b"2", b"3"]
 
     asyncio.run(story())
 
