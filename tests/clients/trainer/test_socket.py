@@ -360,7 +360,8 @@ def test_a_signal_that_another_thread_takes_ends_the_trainer(home: Path) -> None
         others = [
             int(path.name) for path in Path(f"/proc/{trainer.pid}/task").iterdir() if int(path.name) != trainer.pid
         ]
-        assert ctypes.CDLL(None).tgkill(trainer.pid, others[-1], signal.SIGTERM) == 0
+        send = ctypes.CDLL(None).tgkill  # fails for a thread that has ended
+        assert any(send(trainer.pid, other, signal.SIGTERM) == 0 for other in reversed(others))
         assert trainer.wait(20) == 0
 
 
