@@ -235,7 +235,8 @@ class LocalTraining:
         total, cut = np.zeros(self.task.evaluation_size), False
         for outputs, targets in self.outputs(model, scale, self._test):
             sums, one_cut = judged(self.task, outputs, targets)
-            total, cut = total + sums, cut or one_cut
+            total += sums
+            cut = cut or one_cut
         return total, cut
 
     def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
