@@ -72,7 +72,7 @@ class State:
 
 
 class LocalOptimizer(Protocol):
-    """Moves values by gradients, in place. Its state is the caller's to keep."""
+    """Moves values by gradients, in place; neither asks for gradients of its own. Its state is the caller's to keep."""
 
     @property
     def plain(self) -> bool:
@@ -155,11 +155,10 @@ class _Clipping(ABC):
 
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor | None], state: State, rate: Rate) -> None:
         moving, slopes = list(values), _filled(gradients, values)
-        with torch.set_grad_enabled(False):  # as no_grad, in half of its time
-            if self._plan.gradient_clip:
-                slopes = clip(slopes, state.shapes, self._plan.gradient_clip)
-            state.count += 1
-            self._move(moving, slopes, state, rate)
+        if self._plan.gradient_clip:
+            slopes = clip(slopes, state.shapes, self._plan.gradient_clip)
+        state.count += 1
+        self._move(moving, slopes, state, rate)
 
     @abstractmethod
     def _move(self, values: Tensors, gradients: Tensors, state: State, rate: Rate) -> None: ...
@@ -271,7 +270,13 @@ def _adamw(
 ) -> None:
     first, second = moments
     if state.counter is not None and not isinstance(rate, Tensor) and all(map(Tensor.is_contiguous, values)):
-        _adamw_in_one_pass(values, gradients, moments, plan, state.counter.fill_(state.count), rate)
+        # One kernel a tensor: small tensors' time goes into calling eight, one after the other.
+        torch._fused_adamw_(
+            values, [gradient.contiguous() for gradient in gradients], first, second, [],
+            [state.counter.fill_(state.count)] * len(values),
+            lr=rate, beta1=plan.beta_1, beta2=plan.beta_2, weight_decay=plan.weight_decay, eps=plan.epsilon,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
         return
     _decay(values, plan.weight_decay, rate, shapes)
     torch._foreach_lerp_(first, gradients, 1 - plan.beta_1)
@@ -288,23 +293,11 @@ def _adamw(
 
 
 def _counter(values: Sequence[Tensor]) -> Tensor | None:
-    """A counter for `_adamw_in_one_pass`, which reads memory in order, whatever the strides; None: not of `values`."""
+    """A counter for torch's kernel of a whole step, which reads memory in order; None: it does not do for `values`."""
     fits = all(
         value.device.type == "cpu" and value.dtype == torch.float32 and value.is_contiguous() for value in values
     )
     return torch.zeros(()) if fits else None
-
-
-def _adamw_in_one_pass(
-    values: Tensors, gradients: Tensors, moments: tuple[Tensors, Tensors], plan: LocalPlan, count: Tensor, rate: float
-) -> None:
-    """The step by one kernel a tensor: small tensors' time goes into calling eight, one after the other."""
-    first, second = moments
-    torch._fused_adamw_(
-        values, [gradient.float().contiguous() for gradient in gradients], first, second, [], [count] * len(values),
-        lr=rate, beta1=plan.beta_1, beta2=plan.beta_2, weight_decay=plan.weight_decay, eps=plan.epsilon,
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
 
 
 def _decay(values: Tensors, decay: float, rate: Rate, shapes: Shapes) -> None:

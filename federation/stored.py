@@ -222,7 +222,9 @@ class Pieces:
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         """All of it, a MiB at a time if it lies in a file."""
-        step = max(1, self._vector.size if self._stretch is None else PIECE_BYTES // self._vector.itemsize)
+        if self._stretch is None:
+            return iter((self._vector,) if self._vector.size else ())
+        step = max(1, PIECE_BYTES // self._vector.itemsize)
         return (self[start : start + step] for start in range(0, self._vector.size, step))
 
 

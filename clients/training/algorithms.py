@@ -6,7 +6,6 @@ the model that it would use: its own, or with its own parts, where it keeps any.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 def _require_finite(learned: Learned) -> None:
     """Raises TrainingError: an algorithm may overflow where plain training did not."""
     for vector in (learned.update, learned.state):
-        if vector is not None and not math.isfinite(max(float(vector.max()), -float(vector.min()))):
+        if vector is not None and not np.isfinite(vector).all():
             raise TrainingError("update or state is not finite")
 
 
@@ -42,9 +41,10 @@ class Learner(LocalTraining):
         algorithm = self._algorithm(request)
         if request.control.size != (request.model.size if algorithm.variate else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
-        evaluation, cut = np.zeros(self.task.evaluation_size), False
         if request.evaluate:
             evaluation, cut = self.measure(self.model_in_use(request, state), request.scale)
+        else:
+            evaluation, cut = np.zeros(self.task.evaluation_size), False
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what comes of it is looked at
                 learned = self._learn(request, state, evaluation)

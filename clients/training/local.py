@@ -235,7 +235,8 @@ class LocalTraining:
         total, cut = np.zeros(self.task.evaluation_size), False
         for outputs, targets in self.outputs(model, scale, self._test):
             sums, one_cut = judged(self.task, outputs, targets)
-            total, cut = total + sums, cut or one_cut
+            total += sums
+            cut = cut or one_cut
         return total, cut
 
     def logits(self, model: Vector, scale: Sums, rows: Indices) -> npt.NDArray[np.float32]:
@@ -300,7 +301,7 @@ class LocalTraining:
         """As `train`; `key` says of what work a state is that is kept halfway, None where none is."""
         self._model.load(request.model)
         self._model.mode(training=True)
-        plan, rows, losses = request.plan, torch.from_numpy(self._train), list[Tensor]()
+        plan, rows = request.plan, torch.from_numpy(self._train)
         remaining = self._steps(plan)
         stepper = make_stepper(self._model, plan, remaining, pull, scaled=self.precision == "fp16")
         halfway = self._halfway
@@ -308,9 +309,11 @@ class LocalTraining:
         if begun is None and request.keep_state:
             self._take_up(request, stepper)
         while remaining:
-            done, coming = 0, rows[torch.randperm(len(rows), generator=generator)] if begun is None else begun.order
-            losses = [] if begun is None else [begun.losses]
-            remaining, begun = remaining if begun is None else begun.remaining, None
+            if begun is None:
+                coming, losses = rows.index_select(0, torch.randperm(len(rows), generator=generator)), []
+            else:
+                coming, losses, remaining = begun.order, [begun.losses], begun.remaining
+            begun, done = None, 0
             for inputs, targets, count in self._batches(feed, coming, request.batch_size):
                 remaining -= stepper(self._losses(inputs, targets, losses), count)
                 self._add_losses_of_others(losses)
@@ -409,12 +412,13 @@ class LocalTraining:
 
     def _computed(self, inputs: Tree) -> Tensor:
         """The model's outputs [n, …], in float32 whatever they are computed in."""
+        outputs: Tensor
         if self._casts:
             with autocast(self.device, self.precision):
                 outputs = self._model.apply(inputs)
         else:
             outputs = self._model.apply(inputs)
-        return cast("Tensor", outputs if outputs.dtype == torch.float32 else outputs.float())
+        return outputs if outputs.dtype == torch.float32 else outputs.float()
 
     def _make_pull(
         self, request: TrainRequest, correction: Vector | None, anchor: Vector | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from sovfed.federation.messages import Vector
     from sovfed.federation.tasks import Task
+
+_ENGINE: Final[Any] = torch.autograd.Variable._execution_engine
 
 
 class FlatModel:
@@ -148,8 +150,7 @@ def gradients(losses: Tensor, weights: Tensor, parameters: tuple[torch.nn.Parame
 
     That is what its checks in Python take of a small model's step.
     """
-    engine: Any = torch.autograd.Variable._execution_engine
-    slopes: tuple[Tensor | None, ...] = engine.run_backward(
+    slopes: tuple[Tensor | None, ...] = _ENGINE.run_backward(
         (losses,), (weights,), False, False, parameters, allow_unreachable=True, accumulate_grad=False
     )
     return slopes

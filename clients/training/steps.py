@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sovfed.clients.training.model import gradients
 from sovfed.federation.errors import ConfigError
+from sovfed.federation.optimizers import Accumulator, make
 from sovfed.federation.plan import SGD
 
 if TYPE_CHECKING:
@@ -128,8 +129,6 @@ class General:
     """Steps by an optimizer of `federation/optimizers.py`, on the mean gradient of the batches that it accumulates."""
 
     def __init__(self, model: FlatModel, plan: LocalPlan, rates: Rates, pull: Pull) -> None:
-        from sovfed.federation.optimizers import Accumulator, make
-
         self._model, self._rates, self._pull = model, rates, pull
         self._parameters = tuple(model.parameters)
         self._shapes, self._sizes = model.shapes, model.sizes

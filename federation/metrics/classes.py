@@ -18,6 +18,9 @@ CALIBRATION_BINS: Final = 15  # Guo et al. 2017, arXiv:1706.04599
 NAMES: Final = ("auc", "accuracy", "loss", "brier", "ece")
 SMALLER: Final = frozenset({"loss", "brier", "ece"})
 _TOTALS: Final = 4  # the vectors begin with [records, Σ loss, correct, Σ squared error]
+_CALIBRATION: Final = (
+    _TOTALS + CALIBRATION_BINS * np.arange(3)[:, None]
+)  # where its three rows begin, in `ClassMetrics`
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,21 @@ class ClassMetrics:
         return _TOTALS + 3 * CALIBRATION_BINS + 2 * self.classes * self.bins
 
     def sums(self, outputs: Floats, targets: Labels, losses: Floats) -> Sums:
-        probability = np.exp(outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True))
+        probability = np.exp(np.subtract(outputs, outputs.max(axis=1, keepdims=True), dtype=np.float64))
         probability /= probability.sum(axis=1, keepdims=True)
         truth = targets[:, None] == self._classes
         chosen = probability.argmax(axis=1)
         correct, top = chosen == targets, probability.max(axis=1)
-        which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1) + _TOTALS
+        which = np.minimum((top * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         brier = np.square(probability - truth).sum()
         complement = np.maximum(1.0 - probability, 1e-15)
-        bins = (
-            binned(np.log(np.maximum(probability, 1e-15) / complement), self.bins)
-            + self._places[truth.astype(np.intp), self._classes]
-        )
+        bins = binned(np.log(np.maximum(probability, 1e-15) / complement), self.bins) + np.where(truth, *self._places)
         # One count for everything: each record falls into three cells of the calibration and one of every class.
-        cells = np.concatenate([which, which + CALIBRATION_BINS, which + 2 * CALIBRATION_BINS, bins.ravel()])
-        weights = np.concatenate([np.ones_like(top), top, correct, np.ones(bins.size)])
+        cells, count = np.concatenate([(which + _CALIBRATION).ravel(), bins.ravel()]), len(targets)
+        weights = np.ones(cells.size)
+        weights[count : 2 * count], weights[2 * count : 3 * count] = top, correct
         sums: Sums = np.asarray(np.bincount(cells, weights, self.size), np.float64)
-        sums[:_TOTALS] = len(targets), losses.sum(dtype=np.float64), correct.sum(), brier
+        sums[:_TOTALS] = count, losses.sum(dtype=np.float64), correct.sum(), brier
         return sums
 
     @cached_property
@@ -98,9 +99,9 @@ class ClassMetrics:
 
     @cached_property
     def _places(self) -> npt.NDArray[np.int64]:
-        """Where the histograms of negatives and positives of each class begin, shape [2, classes]."""
+        """Where the histograms of positives and negatives of each class begin, shape [2, classes]."""
         places = np.arange(2 * self.classes).reshape(2, self.classes) * self.bins
-        return places + _TOTALS + 3 * CALIBRATION_BINS
+        return places[::-1] + _TOTALS + 3 * CALIBRATION_BINS
 
     def summarise(self, sums: Sums, unit: float = 1.0) -> dict[str, float]:
         calibration, histograms = np.split(sums[_TOTALS:], [3 * CALIBRATION_BINS])

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -43,13 +43,13 @@ class Applied(nn.Module):
 
     def __init__(self, module: nn.Module, predict: Callable[[nn.Module, Tree], object]) -> None:
         super().__init__()
-        self.inner, self._predict = module, predict
+        self.inner, self._predicted = module, partial(predict, module)
         self._dtype = floats(module)
 
     def forward(self, inputs: Tree) -> Tensor:
         if self._dtype != torch.float32:
             inputs = mapped(lambda part: part.to(self._dtype) if part.is_floating_point() else part, inputs)
-        return outputs_of(self._predict(self.inner, inputs))
+        return outputs_of(self._predicted(inputs))
 
 
 def floats(module: nn.Module) -> torch.dtype:
@@ -81,7 +81,7 @@ def outputs_of(found: object) -> Tensor:
     if isinstance(found, torch.Tensor):
         return found
     if isinstance(found, dict):
-        found = found.get("logits", next(iter(found.values()), None))
+        found = found["logits"] if "logits" in found else next(iter(found.values()), None)
     elif hasattr(found, "logits"):
         found = found.logits
     elif isinstance(found, (tuple, list)) and found:

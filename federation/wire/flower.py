@@ -25,7 +25,6 @@ from flwr.common.serde import recorddict_from_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp.grid import Grid
-from flwr.supercore.date import now
 from flwr.supercore.run import Run
 
 from sovfed.federation.codec import check, decode, encode, vectors
@@ -259,7 +258,7 @@ def new_message(
     """A Flower message to node `node_id`; `kind` is Flower's type, such as "train", "evaluate" or "query.lane"."""
     metadata = Metadata(
         run_id=run_id, message_id="", src_node_id=SERVER_NODE_ID, dst_node_id=node_id, reply_to_message_id="",
-        group_id=group, created_at=now().timestamp(), ttl=ttl_s, message_type=kind,
+        group_id=group, created_at=time.time(), ttl=ttl_s, message_type=kind,
     )  # fmt: skip
     return make_message(metadata=metadata, content=content)
 
