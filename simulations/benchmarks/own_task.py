@@ -9,6 +9,8 @@
     csv_over_typed_pandas_cpu, csv_numbers_over_typed_pandas_cpu
                           the same over `pandas.read_csv` that is told what a model takes: numbers as float32, words as
                           categories and truth values, days as dates; so what each cell is, not which range it is in
+    csv_over_arrow_cpu, csv_numbers_over_arrow_cpu
+                          the same over pyarrow's reader, which ours is made of, told numbers and days
     csv_over_checked_pandas_cpu, csv_numbers_over_checked_pandas_cpu
                           the same over pandas and a program for what a task needs: the columns as float32, words and
                           dates as codes and days, each cell within its bounds
@@ -65,7 +67,7 @@ class Size:
 
 
 FULL: Final = Size()
-PEERS: Final = ("pandas", "typed_pandas", "checked_pandas")
+PEERS: Final = ("pandas", "typed_pandas", "arrow", "checked_pandas")
 PARTS: Final = ("memory", "csv", "engines", "steps")
 # The most, or with ">=" the least, that a figure may be. Their source is what was promised of open tasks, not what came
 # out; whoever misses one is told so.
