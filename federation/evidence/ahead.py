@@ -96,8 +96,11 @@ class Ahead:
         """
         content = canonical({"kind": kind, "at": at, "fields": fields})
         with self._lock:
-            if self.is_open and not self._stands():
-                self._renew(changed=True)
+            try:
+                if self.is_open and not self._stands():
+                    self._renew(changed=True)
+            except OSError as error:
+                raise ServiceError(f"{self._path}: cannot be written ({error.strerror}); nothing was sent") from error
             if not self.is_open:
                 return False
             line = _code(self._key, self._name, len(self._lines), content) + content + b"\n"

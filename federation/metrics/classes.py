@@ -18,9 +18,8 @@ CALIBRATION_BINS: Final = 15  # Guo et al. 2017, arXiv:1706.04599
 NAMES: Final = ("auc", "accuracy", "loss", "brier", "ece")
 SMALLER: Final = frozenset({"loss", "brier", "ece"})
 _TOTALS: Final = 4  # the vectors begin with [records, Σ loss, correct, Σ squared error]
-_CALIBRATION: Final = (
-    _TOTALS + CALIBRATION_BINS * np.arange(3)[:, None]
-)  # where its three rows begin, in `ClassMetrics`
+# Where the three rows of the calibration begin in the vector of `ClassMetrics`.
+_CALIBRATION: Final = _TOTALS + CALIBRATION_BINS * np.arange(3)[:, None]
 
 
 @dataclass(frozen=True)

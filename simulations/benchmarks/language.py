@@ -19,10 +19,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sovfed.clients.data.documents import Keys, documents_in
 from sovfed.clients.data.token_store import Rules, write_store
@@ -120,10 +122,10 @@ class Bench:
 
     def once(self, name: str, settings: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` comes to, and its rows: kept from an earlier call for the same task, texts and `settings`."""
-        sites = {site: [len(windows.store.tokens), len(windows.test)] for site, windows in self.sites.items()}
-        meant = json.dumps([name, self.task.digest, self.rounds, sites, settings], sort_keys=True)
         if self.keep is None:
             return make()
+        texts = {site: [_sha256(windows.store.tokens), len(windows.test)] for site, windows in self.sites.items()}
+        meant = json.dumps([name, self.task.digest, self.rounds, texts, settings], sort_keys=True)
         path = self.keep / f"{hashlib.sha256(meant.encode()).hexdigest()[:32]}.json"
         if path.exists():
             kept = json.loads(path.read_text())
@@ -189,6 +191,10 @@ def run(
     title = f"A language model by {len(sites)} institutions: federated against pooled"
     report = Report(title, COLUMNS, bench.rows, {**ratios, "step_over_bare": ours / bare}, figures, conditions())
     return publish(report, console, files)
+
+
+def _sha256(tokens: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(tokens.tobytes()).hexdigest()
 
 
 def train_pooled(bench: Bench, seed: int = 0) -> Result:
@@ -264,7 +270,7 @@ def _alone(bench: Bench) -> dict[str, float]:
     federated = bench.once("federated, by document", settings, together)
     drawn = dict[str, Floats]()
     for site, windows in bench.sites.items():
-        own = bench.once(f"{site} alone", settings, lambda site=site, windows=windows: apart(site, windows))  # type: ignore[misc]
+        own = bench.once(f"{site} alone", settings, partial(apart, site, windows))
         drawn[site] = resampled(np.array(federated[site]), np.array(own["nats"]))
     figures = {"better_than_alone": 0.0, "surely_better_than_alone": 0.0}
     for site, ratios in {**drawn, "federated": np.mean(list(drawn.values()), 0)}.items():

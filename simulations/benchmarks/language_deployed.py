@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,10 +71,7 @@ def run(
     with workplace() as folder:
         task, sites = prepared(data, folder, sys.maxsize, symbols)
         bench = Bench(task, sites, rounds or ROUNDS, console, [], keep)
-        lines = [
-            bench.once(f"deployed, seed {seed}", SETTINGS, lambda seed=seed: _seed(bench, folder, seed))  # type: ignore[misc]
-            for seed in seeds
-        ]
+        lines = [bench.once(f"deployed, seed {seed}", SETTINGS, partial(_seed, bench, folder, seed)) for seed in seeds]
     worst = {
         name: max(line[name] for line in lines) for name in ("federated_bpb", "pooled_bpb", "federated_over_pooled")
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -434,3 +435,44 @@ def test_nothing_of_what_was_entered_is_left_once_its_writer_ends_or_contents_ar
     Noting.leave_nothing(hospital)
     assert b"secret" not in file.read_bytes()
     assert rounds(hospital) == [1, 2]
+
+
+def test_a_disk_that_fails_as_a_line_is_synced_lets_nothing_leave(
+    hospital: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noting = started(hospital)
+    noting.write("round", run="1", round=1)
+    with monkeypatch.context() as patched:
+
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        patched.setattr(os, "fdatasync", fail)
+        for _ in range(2):  # it does not hold the second time either
+            with pytest.raises(ServiceError, match="nothing was sent"):
+                noting.sync()
+    noting.sync()
+    noting.close()
+    assert rounds(hospital) == [1]
+
+
+def test_a_line_that_was_written_and_whose_log_takes_nothing_in_any_more_lets_nothing_leave(tmp_path: Path) -> None:
+    (tmp_path / "audit").mkdir()
+    answers = iter((True, False))
+    writer = ahead.Ahead(tmp_path, lambda *_, **__: next(answers))
+    assert writer.begin(b"key") and writer.add("round", 0, {"round": 1})
+    (tmp_path / ahead.FILE).unlink()
+    assert not writer.add("round", 0, {"round": 2})
+    with pytest.raises(ServiceError, match="nothing was sent"):
+        writer.sync()
+
+
+def test_a_file_that_cannot_be_written_anew_is_an_error_in_words(hospital: Path) -> None:
+    noting = started(hospital)
+    noting.write("round", run="1", round=1)
+    (hospital / ahead.FILE).unlink()
+    (hospital / ahead.FILE).mkdir()
+    with pytest.raises(ServiceError, match="nothing was sent"):
+        noting.write("round", run="1", round=2)
+    noting.sync()  # of the first, which the database has
+    assert rounds(hospital) == [1]
