@@ -354,7 +354,7 @@ def utility(
     help="With --deployed; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--keep", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    "--keep", type=click.Path(file_okay=False, path_type=Path),
     help="Write what each training comes to into this folder, from where the same command goes on.",
 )  # fmt: skip
 @click.option("--overhead", is_flag=True, help="Of a larger decoder at three ministries: what a round costs beyond it.")

@@ -134,6 +134,7 @@ class Bench:
         else:
             known = len(self.rows)
             kept = {"name": name, "made": make(), "rows": self.rows[known:]}
+            self.keep.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(kept).encode())
         made: dict[str, Any] = kept["made"]
         return made
