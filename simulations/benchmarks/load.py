@@ -63,13 +63,12 @@ def run(quick: bool, masks: bool, sizes: Sequence[int], files: Files, console: C
                 f"[green]✓[/] {size} institutions: {rows[-1]['joined']} in round 1, "
                 f"{rows[-1]['superlink_cpu_s']:.2f} s of the superlink each"
             )
-    slopes = {key: _line(rows, key) for key in MODEL}
     report = Report(
         title="An agency by the number of its institutions",
         columns=COLUMNS,
         rows=rows,
         ratios={"joined": min(row["joined"] / row["institutions"] for row in rows)},
-        figures={"seconds_total": time.monotonic() - started, **_model(slopes)},
+        figures={"seconds_total": time.monotonic() - started, **_model(rows)},
         conditions=measured_in,
         bars=Bars("agency_mb", "agency_mb", "agency_mb", "institutions", "title", "MB", log=False),
     )
@@ -172,16 +171,15 @@ def _await(federation: LocalFederation, name: str, rounds: int, status: str = ""
         time.sleep(POLL_S)
 
 
-def _line(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
-    """What `key` is without an institution, and with each one more: least squares."""
+def _model(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What each institution more costs, by a line through the rows (least squares), and where it leads.
+
+    Nothing of one row alone: what an agency costs without institutions is not seen there.
+    """
     if len(rows) == 1:
-        return 0.0, rows[0][key] / rows[0]["institutions"]
-    slope, base = np.polyfit([row["institutions"] for row in rows], [row[key] for row in rows], 1)
-    return float(base), float(slope)
-
-
-def _model(lines: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """The lines' slopes, and where they lead."""
-    slopes = {f"{key}_each": slope for key, (_, slope) in lines.items()}
-    led = {f"{key}_of_{size}": base + slope * size for key, (base, slope) in lines.items() for size in MODELLED}
-    return slopes | led
+        return {}
+    figures = dict[str, float]()
+    for key in MODEL:
+        slope, base = np.polyfit([row["institutions"] for row in rows], [row[key] for row in rows], 1).tolist()
+        figures |= {f"{key}_each": slope} | {f"{key}_of_{size}": base + slope * size for size in MODELLED}
+    return figures

@@ -16,13 +16,11 @@ from sovfed.simulations.benchmarks.report import Files
 
 
 def test_the_model_goes_on_along_the_line_through_what_was_measured() -> None:
-    rows = [{"institutions": size, "mb": 100 + 2 * size} for size in (100, 300, 1000)]
-    base, slope = load._line(rows, "mb")
-    assert base == pytest.approx(100)
-    assert slope == pytest.approx(2)
-    modelled = load._model({"mb": (base, slope)})
-    assert modelled["mb_of_10000"] == pytest.approx(20_100)
-    assert load._line(rows[:1], "mb") == (0.0, 3.0)
+    rows = [{"institutions": size, **dict.fromkeys(load.MODEL, 100 + 2 * size)} for size in (100, 300, 1000)]
+    modelled = load._model(rows)
+    assert modelled["agency_mb_each"] == pytest.approx(2)
+    assert modelled["agency_mb_of_10000"] == pytest.approx(20_100)
+    assert load._model(rows[:1]) == {}, "an agency alone costs something too"
 
 
 def test_more_institutions_than_one_secure_sum_takes_are_refused(tmp_path: Path) -> None:
