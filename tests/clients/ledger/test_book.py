@@ -809,6 +809,4 @@ class Trainer(RuleBasedStateMachine):
 
 
 TestAnyOrder = Trainer.TestCase
-TestAnyOrder.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestAnyOrder.settings = settings(max_examples=25, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow])

@@ -53,7 +53,7 @@ def test_the_honest_sum_never_leaves_its_lane(bits: int, cohort: int, value: flo
     size=st.integers(1, 400),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_weighted_mean_is_within_the_stated_bound(bits: int, weights: list[int], size: int, seed: int) -> None:
     ring, random = Ring(bits, 2.0, 1000, len(weights)), np.random.default_rng(seed)
     updates = random.uniform(-3, 3, (len(weights), size)).astype(np.float32)

@@ -4,7 +4,7 @@ import os
 from itertools import combinations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sovfed.federation.errors import ProtocolError
@@ -27,7 +27,6 @@ def test_every_quorum_gives_the_secret_back(threshold: int, holders: int) -> Non
 
 
 @given(secret=st.binary(min_size=1, max_size=8), other=st.binary(min_size=1, max_size=8))
-@settings(deadline=None)
 def test_fewer_than_the_threshold_fit_every_secret(secret: bytes, other: bytes) -> None:
     """Whatever t − 1 holders hold, every secret of that length has one polynomial through it: they know nothing."""
     other = other[: len(secret)].ljust(len(secret), b"\0")

@@ -70,7 +70,7 @@ def test_other_versions_and_kinds_are_refused(example: wire.Wire) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=1500)
+@settings(max_examples=1500)
 def test_no_input_crashes_a_decoder_or_survives_differently(data: st.DataObject) -> None:
     """Random tails, and mutations of valid messages: refused with ProtocolError, or encoded again to the same bytes."""
     example = data.draw(st.sampled_from(EXAMPLES))

@@ -60,7 +60,6 @@ def transfer(source: Sender, sink: Receiver, cut: Callable[[], bool] = lambda: F
                 return received
 
 
-@settings(deadline=None)
 @given(
     messages=st.lists(st.binary(min_size=1, max_size=60), max_size=8),
     cuts=st.lists(st.booleans(), max_size=200),
@@ -75,14 +74,13 @@ def test_any_cuts_give_the_same_messages_once_and_in_order(messages: list[bytes]
         lane.CHUNK_BYTES = whole  # type: ignore[misc]
 
 
-@settings(deadline=None)
 @given(parts=st.lists(st.binary(max_size=9), max_size=6), start=st.integers(0, 60), length=st.integers(0, 60))
 def test_a_slice_of_parts_is_the_slice_of_their_concatenation(parts: list[bytes], start: int, length: int) -> None:
     views = Outgoing(tuple(parts)).slice(start, length)
     assert b"".join(views) == b"".join(parts)[start : start + length]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     frames=st.lists(
         st.one_of(

@@ -257,7 +257,7 @@ def test_what_is_said_of_a_refused_message_is_short(items: list[Records.Item], l
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_message_that_somebody_has_damaged_is_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
     """Any other error would end the lane of whoever reads it."""
     damaged = bytearray(joined(pack(new_message(RECORDS, run_id=1, node_id=5, kind="train", group="1"))))

@@ -74,7 +74,7 @@ def _read(path: Path, config: DataConfig, *, pieces: bool, monkeypatch: pytest.M
     return table, persons, read.lines[order].tolist(), counts, sorted(report.bad_lines)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     TABLES, st.sampled_from((",", ";", "\t")), st.sampled_from(("\n", "\r\n")), st.sampled_from(("", "all", "words")),
     st.sampled_from((".", ",")), st.sampled_from((40, 200, 1 << 19)),
@@ -90,7 +90,7 @@ def test_a_table_reads_the_same_either_way(
     assert in_pieces == _read(path, config, pieces=False, monkeypatch=monkeypatch)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(NUMBERS, min_size=1, max_size=40), st.sampled_from((".", ",")), st.sampled_from(("refuse", "limit")))
 def test_numbers_as_text_are_read_as_the_rules_read_each(cells: list[str], mark: str, limits: str) -> None:
     rules = Rules(mark, limits, more_absent=("-99", "5"))

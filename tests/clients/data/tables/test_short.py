@@ -39,7 +39,7 @@ def test_cells_without_a_value_are_left_to_others() -> None:
     assert ShortWords(WORDS).places(pa.array(["no", None])) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 9))
 def test_columns_told_together_are_told_as_each_is_alone(
     rows: list[tuple[str, str, str]], at_once: int, chunk: int
@@ -75,7 +75,7 @@ def test_words_that_are_long_many_or_padded_do_not_fit() -> None:
     assert not fits([str(number) for number in range(100)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(TEXT, min_size=1, max_size=30), min_size=2, max_size=6))
 def test_batches_are_decoded_alike_whatever_came_before(batches: list[list[str]]) -> None:
     for column in (GRADE, Column("ill", "boolean", role="target"), number("age", 0.0, 99.0)):

@@ -40,7 +40,7 @@ def test_what_is_no_number(cell: str, decimal: str, fault: str) -> None:
     assert math.isnan(value)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=30))
 def test_no_cell_breaks_a_rule(cell: str) -> None:
     rules = Rules()
