@@ -249,12 +249,9 @@ def serve_runtime(factory: NodeStateFactory, home: Path, port: int, bell: Bell) 
     Who asks for a task is kept waiting until `bell` rings.
     """
     import uvicorn
-    from flwr.supercore.routers.runtime.tracing import RuntimeTracingMiddleware  # which is off: `quiet.py`
     from flwr.supernode.main import create_app
 
     flower = create_app(factory, ensure_secret(home / TASK_SECRET).encode("ascii"))
-    tracing: object = RuntimeTracingMiddleware
-    flower.user_middleware[:] = [entry for entry in flower.user_middleware if entry.cls is not tracing]
     app = Held(flower, bell, ACQUIRE_TASK, lambda _: 0, ACQUIRE_HOLD_S)
     server = uvicorn.Server(
         uvicorn.Config(

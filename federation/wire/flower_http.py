@@ -1,6 +1,6 @@
 """The one patch point in Flower's HTTP client: our loopback secret and client certificate, bounds, shorter sleeps.
 
-Flower 1.41 makes every Fleet, Runtime and Control client a `ProtobufClient` and offers no way to give it a header or
+Flower 1.42 makes every Fleet, Runtime and Control client a `ProtobufClient` and offers no way to give it a header or
 a client certificate. A contract test holds what is used of it: `__init__`'s arguments and the attribute `_client`.
 """
 
@@ -86,7 +86,7 @@ def shorten_sleeps(module: ModuleType, sleeps_s: Mapping[float, float | Callable
     A function is asked each time. Raises ServiceError if the module does not sleep through a `time` of its own.
     """
     if not isinstance(getattr(module, "time", None), ModuleType | _Clock):
-        raise ServiceError(f"{module.__name__} no longer sleeps through its own `time`; expected Flower 1.41")
+        raise ServiceError(f"{module.__name__} no longer sleeps through its own `time`; expected Flower 1.42")
     vars(module)["time"] = _Clock(sleeps_s)
 
 

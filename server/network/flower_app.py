@@ -30,7 +30,7 @@ CONTROL: Final = "/v1/control/"
 OF_CONTROL: Final = (
     "ControlSensitiveResponseMiddleware", "ControlAuthenticationMiddleware", "ControlLicenseMiddleware",
 )  # fmt: skip
-SWITCHED_OFF: Final = ("ControlEventLogMiddleware", "FleetEventLogMiddleware", "RuntimeTracingMiddleware")
+SWITCHED_OFF: Final = ("ControlEventLogMiddleware", "FleetEventLogMiddleware")
 REOPENED_BY: Final = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API")  # Flower's second doors
 _log = logging.getLogger("sovfed.superlink")
 

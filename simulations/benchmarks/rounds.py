@@ -3,7 +3,7 @@
 Both federations run on this machine at the same time, four institutions each, TLS everywhere. Their blocks of rounds
 alternate, and all processes of the one stand still (SIGSTOP) while the other is measured. Three systems:
 
-    stock     Flower 1.41 as documented: subprocess isolation, SQLite, FedAvg's own loop, `flwr run` for each block
+    stock     Flower 1.42 as documented: subprocess isolation, SQLite, FedAvg's own loop, `flwr run` for each block
     lane      sovfed, rounds on the gRPC stream (server.lane=stream)
     fallback  sovfed, rounds on Flower's own Grid (server.lane=flower); the same processes as `lane`
 

@@ -1,4 +1,4 @@
-"""Stock Flower 1.41 on this machine, as its documentation recommends it: the peer that sovfed is measured against.
+"""Stock Flower 1.42 on this machine, as its documentation recommends it: the peer that sovfed is measured against.
 
 TLS, SuperNode authentication, SQLite, subprocess isolation (Flower's default), FedAvg's own loop, started by
 `flwr run`. Nothing is patched and no default is changed, but that reports home, update checks and `uv sync` are off.

@@ -1,4 +1,4 @@
-"""What a stranger gets from stock Flower 1.41 with TLS and `--enable-supernode-auth`, and from our superlink.
+"""What a stranger gets from stock Flower 1.42 with TLS and `--enable-supernode-auth`, and from our superlink.
 
 The stranger knows the address and the public root certificate, and has no credential. Each attack is one function,
 run against both servers as real processes.

@@ -22,7 +22,7 @@ from sovfed.federation.wire.flower import SERVER_NODE_ID, new_message
 
 
 def test_version_is_the_one_that_was_read() -> None:
-    assert version("flwr").startswith("1.41.")
+    assert version("flwr").startswith("1.42.")
 
 
 def test_every_client_is_a_protobuf_client_with_one_httpx_client() -> None:

@@ -1,4 +1,4 @@
-"""What stock Flower 1.41 lets happen at an institution: why the launcher, the secret and the executor are there.
+"""What stock Flower 1.42 lets happen at an institution: why the launcher, the secret and the executor are there.
 
 The same attacks against ours: test_supernode.py and test_executor.py.
 """

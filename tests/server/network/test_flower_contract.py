@@ -16,7 +16,7 @@ def parameters(function: Any) -> list[str]:
 
 
 def test_the_pinned_version() -> None:
-    assert version("flwr").startswith("1.41."), "read Flower's changes, then every file named in this module"
+    assert version("flwr").startswith("1.42."), "read Flower's changes, then every file named in this module"
 
 
 # server/network/gate.py ---------------------------------------------------------------------------------------------

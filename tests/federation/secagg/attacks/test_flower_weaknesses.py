@@ -1,4 +1,4 @@
-"""Each known weakness of Flower's SecAgg+ (1.41): the attack succeeds on its installed code and fails on ours.
+"""Each known weakness of Flower's SecAgg+ (1.42): the attack succeeds on its installed code and fails on ours.
 
 Flower's half runs its real `secaggplus_mod` and helpers; a coordinator here is whoever calls them.
 """
