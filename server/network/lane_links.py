@@ -46,7 +46,8 @@ MAX_FORGOTTEN: Final = 1024  # messages to a node whose late reply is told from 
 MAX_OFFERED: Final = 4096  # offers whose reply is still looked for
 OFFER_AGAIN_S: Final = 10.0  # how long an offer may take before it is made again; each time twice as long, up to
 OFFER_LONGEST_S: Final = 60.0
-MANY: Final = 64  # nodes that take twice as long
+AT_ONCE: Final = 32  # offers on their way: of hundreds that share a superlink, none would be there in time
+MANY: Final = 64  # offers on their way that take twice as long
 EACH_S: Final = 1.0  # more time for all to join, for each node
 LOST_NODES_S, NEW_NODES_S = 1.0, 5.0  # how often to look which nodes are online: when one is lost, and otherwise
 POLL_S: Final = (0.02, 0.5)  # between looks at who has joined
@@ -92,7 +93,7 @@ class Link:
     def due_after_s(self, nodes: int) -> float:
         """How long its last offer may take, as one of `nodes`."""
         tries = max(self.offers - 1, 0)
-        return min(OFFER_AGAIN_S * 2.0**tries, OFFER_LONGEST_S) * (1 + nodes / MANY)
+        return min(OFFER_AGAIN_S * 2.0**tries, OFFER_LONGEST_S) * (1 + min(nodes, AT_ONCE) / MANY)
 
     def waits_since(self, joined_at: float) -> float:
         """From when on its last offer takes its time, if another node joined at `joined_at`: the queue moves then."""
@@ -154,6 +155,21 @@ class Link:
             self.end = end
             for message, _ in self._unanswered.values():
                 end.send(message)
+
+
+def next_offers(links: Sequence[Link], now: float, joined_at: float) -> list[Link]:
+    """Whom of the nodes `links`, all online and gone, to offer the lane now, if another joined at `joined_at`.
+
+    At most `AT_ONCE` offers are on their way. Who has had the fewest comes first, so that nodes which take none up
+    keep nobody waiting. Times are monotonic.
+    """
+    under_way, due = 0, list[Link]()
+    for link in links:
+        if now - link.waits_since(joined_at) > link.due_after_s(len(links)):
+            due.append(link)
+        else:
+            under_way += link.offers > 0 and not link.declined
+    return sorted(due, key=lambda link: link.offers)[: max(0, AT_ONCE - under_way)]
 
 
 class Links:
@@ -375,13 +391,13 @@ class Links:
             try:
                 now = time.monotonic()
                 self._note_joined(now)
-                due = [link for link in self._all() if link.lost_for(now) >= GRACE_S]
-                if now - looked > (LOST_NODES_S if due else NEW_NODES_S):
+                gone = [link for link in self._all() if link.lost_for(now) >= GRACE_S]
+                if now - looked > (LOST_NODES_S if gone else NEW_NODES_S):
                     looked = now
                     self._look_for_nodes()
-                due = [link for link in due if link.node_id in self._online and self._may_offer(link, now)]
-                if due:
-                    self._offer(due)
+                online = [link for link in gone if link.node_id in self._online]
+                if offered := next_offers(online, now, self._joined_at):
+                    self._offer(offered)
                     pause = POLL_S[0]
                 else:
                     pause = min(1.5 * pause, POLL_S[1])
@@ -400,9 +416,6 @@ class Links:
         if joined > self._joined:
             self._joined_at = now
         self._joined = joined
-
-    def _may_offer(self, link: Link, now: float) -> bool:
-        return now - link.waits_since(self._joined_at) > link.due_after_s(len(self._links))
 
     def _look_for_nodes(self) -> None:
         nodes = {int(node.node_id): node for node in self._base.get_nodes()}
