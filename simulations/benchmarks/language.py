@@ -150,12 +150,20 @@ class Bench:
         })  # fmt: skip
         self.console.print(f"{name}: {bits:.4f} bits per byte, {rounds} rounds, {cpu_s:.0f} CPU s")
 
+    def simulate(self, name: str, data: Mapping[str, Dataset], settings: Mapping[str, Any], rounds: int) -> Result:
+        """A run over `data`; a terminal shows its rounds."""
+        with self.console.status(f"{name}: {rounds} rounds") as shown:
+            return simulate(
+                self.task, dict(data), rounds=rounds, settings=settings,
+                callbacks=[lambda line: shown.update(f"{name}: round {line['round']} of {rounds}")],
+            )  # fmt: skip
+
     def train(
         self, name: str, data: Mapping[str, Dataset], settings: Mapping[str, Any], rounds: int, steps: int = 1
     ) -> Result:
         """A run over `data`, and its row: of `steps` steps a round, each on `WINDOWS` windows of every ministry."""
         start = time.process_time()
-        result = simulate(self.task, dict(data), rounds=rounds, settings={"evaluate_every": rounds, **settings})
+        result = self.simulate(name, data, {"evaluate_every": rounds, **settings}, rounds)
         errors, bits = result.rounds["ring_error"].dropna(), result.metrics["bits_per_byte"]
         rounding = float(errors.mean()) if len(errors) else None
         down_mb = result.summary["bytes_down_per_round"] / len(data) / 1e6
@@ -261,7 +269,7 @@ def _alone(bench: Bench) -> dict[str, float]:
 
     def together() -> dict[str, Any]:
         of_all = {**CENTRAL, "secagg": "none", "evaluate_every": rounds}
-        federated = simulate(bench.task, dict(bench.sites), rounds=rounds, settings=of_all)
+        federated = bench.simulate("federated", bench.sites, of_all, rounds)
         return {site: by_document(federated, windows).tolist() for site, windows in bench.sites.items()}
 
     def apart(site: str, windows: Windows) -> dict[str, Any]:
