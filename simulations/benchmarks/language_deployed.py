@@ -92,6 +92,7 @@ def _seed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
     return {
         "federated_bpb": got.bits_per_byte, "pooled_bpb": theirs, "federated_over_pooled": got.bits_per_byte / theirs,
         "wall_s": got.wall_s, "slowest_training_s": got.training_s,
+        "missed": 1 - got.answered / (bench.rounds * len(bench.sites)),
     }  # fmt: skip
 
 
@@ -125,6 +126,11 @@ class Deployed:
     cpu_s: float
     wall_s: float
     lines: list[dict[str, Any]]  # what the coordinator wrote of each round
+
+    @property
+    def answered(self) -> int:
+        """Updates that are in the sums of all rounds: institutions, were none late or left out, times rounds."""
+        return sum(len(line["participants"]) for line in self.lines)
 
     @property
     def training_s(self) -> float:
