@@ -110,6 +110,7 @@ def create_flower_app(config: SuperLinkLifespanConfig) -> FastAPI:
     keep_copy_before_change(Path(config.database))
     state_db.use_patient_pragmas()
     state_db.use_long_leases()
+    state_db.look_for_lapsed_leases_seldom()
     app = create_app(config, SuperLinkLifespan)
     app.add_exception_handler(OperationalError, _answer_busy)
     spare_middlewares(app)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
 from tests.server.agency import (
     Authority,
     Institution,
@@ -22,6 +25,7 @@ from tests.server.agency import (
     superlink,
     wait_until,
 )
+from tests.server.fleet_fixture import make_template
 from tests.server.runs.test_control import executor
 
 from sovfed.federation.files import write_private
@@ -54,6 +58,34 @@ def test_free_pages_go_back_in_steps(tmp_path: Path) -> None:
     assert state_db.trim(path, keep_pages=0, max_steps=1) == state_db.STEP_PAGES
     state_db.trim(path, keep_pages=0)
     assert path.stat().st_size < MIB
+
+
+def test_a_lapsed_lease_is_looked_for_now_and_then_and_not_at_each_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+
+    monkeypatch.setattr(state_db, "LAPSED_EVERY_S", 600.0)
+    monkeypatch.setattr(SqlCoreState, "_cleanup_expired_task_tokens", SqlCoreState._cleanup_expired_task_tokens)
+    for _ in range(2):  # as every superlink of this process does
+        state_db.look_for_lapsed_leases_seldom()
+    path = make_template(tmp_path / "state.db")
+    state = LinkStateFactory(str(path), NoOpFederationManager(), ObjectStoreFactory()).state()
+    state.get_run_status(set())
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "INSERT INTO task (task_id, run_id, type, token, pending_at, starting_at, running_at, active_until, sub_status, "
+            "details) VALUES (1, 1, 'flwr-serverapp', 't', ?, ?, ?, ?, '', '')", ("2026-11-01 00:00:00",) * 4,
+        )  # fmt: skip
+
+    def token() -> object:
+        state.get_run_status(set())
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            return database.execute("SELECT token FROM task").fetchone()[0]
+
+    assert token() == "t"
+    monkeypatch.setattr(state_db, "LAPSED_EVERY_S", 0.0)
+    assert token() is None
 
 
 def test_a_database_made_without_it_is_converted(tmp_path: Path) -> None:
