@@ -74,9 +74,10 @@ def test_a_lapsed_lease_is_looked_for_now_and_then_and_not_at_each_call(
     state.get_run_status(set())
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute(
-            "INSERT INTO task (task_id, run_id, type, token, pending_at, starting_at, running_at, active_until, sub_status, "
-            "details) VALUES (1, 1, 'flwr-serverapp', 't', ?, ?, ?, ?, '', '')", ("2026-11-01 00:00:00",) * 4,
-        )  # fmt: skip
+            "INSERT INTO task (task_id, run_id, type, token, pending_at, starting_at, running_at, active_until, "
+            "sub_status, details) VALUES (1, 1, 'flwr-serverapp', 't', ?, ?, ?, ?, '', '')",
+            ("2026-11-01 00:00:00",) * 4,
+        )
 
     def token() -> object:
         state.get_run_status(set())
