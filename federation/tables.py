@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from sovfed.federation.text import PIPE_WIDTH, cell, visible
+from sovfed.federation.text import cell, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-EDGE = 3  # columns of a table's line and blanks around each value
+PIPE_WIDTH: Final = 80  # columns, where no terminal says how wide it is
+EDGE: Final = 3  # columns of a table's line and blanks around each value
 
 
 def print_rows(

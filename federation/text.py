@@ -25,7 +25,6 @@ _USER: Final = re.compile(r"(\w+://)[^\s'\"]*@")  # a password may hold all but 
 _QUERY: Final = re.compile(r"(\w+://[^\s'\"?]*)\?[^\s'\"]*")
 ARCHIVE: Final = ".sovtask"  # how the name of a task's archive ends
 LAST_MOMENT: Final = 253_402_300_799  # seconds since 1970: the last of the year 9999, with which calendars end
-PIPE_WIDTH: Final = 160  # of tables, where no terminal says how wide it is
 _PLAINLY: Final = {  # what our own output says beyond ASCII, for a terminal that cannot show it
     "–": "-", "…": "...", "ε": "epsilon", "δ": "delta", "σ": "sigma", "Σ": "sum", "√": "sqrt", "∞": "inf", "·": "*",
     "×": "x", "±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "←": "<-", "✓": "ok", "✗": "x", "•": "*", "“": '"',

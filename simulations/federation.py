@@ -35,7 +35,7 @@ from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms
 from sovfed.federation.tasks import Task, summarise
 from sovfed.federation.tasks.conformance import require_works
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.orders.foreseen import beyond_usual
 from sovfed.server.rounds.aggregation import Aggregation
 from sovfed.server.rounds.coordinator import Outcome, coordinate

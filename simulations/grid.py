@@ -18,7 +18,8 @@ from flwr.supercore.run import Run
 from sovfed.clients.node import app
 from sovfed.clients.trainer import telling
 from sovfed.federation.errors import ConfigError, DataError, WrongTaskError
-from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, size_bytes
+from sovfed.federation.wire.flower import size_bytes
+from sovfed.federation.wire.grids import LeftS, StreamingGrid, for_ever
 
 LASTING: Final = {kind.code: kind for kind in (DataError, WrongTaskError, ConfigError)}  # however often it is tried
 

@@ -31,7 +31,8 @@ from sovfed.federation.config import Config
 from sovfed.federation.errors import ConfigError, ServiceError
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.schema import bind
-from sovfed.federation.wire.flower import FlowerGrid, LeftS, StreamingGrid, for_ever, new_message
+from sovfed.federation.wire.flower import new_message
+from sovfed.federation.wire.grids import FlowerGrid, LeftS, StreamingGrid, for_ever
 from sovfed.server.rounds.coordinator import Outcome
 from sovfed.simulations.grid import LASTING, Failures
 from sovfed.simulations.population import KEPT, Institution, make_population

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sovfed.clients.training.feed import Targets
     from sovfed.federation.config import Config
     from sovfed.federation.tasks.trees import Tree
-    from sovfed.federation.wire.flower import StreamingGrid
+    from sovfed.federation.wire.grids import StreamingGrid
 
 TRIED: Final = 3  # made-up records that two copies are moved on
 

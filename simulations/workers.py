@@ -27,7 +27,8 @@ from flwr.clientapp import ClientApp
 
 from sovfed.clients.trainer.frames import frame_parts, from_frame, to_frame
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.wire.flower import LeftS, for_ever, from_records, new_message, size_bytes, to_records
+from sovfed.federation.wire.flower import from_records, new_message, size_bytes, to_records
+from sovfed.federation.wire.grids import LeftS, for_ever
 from sovfed.simulations.grid import LASTING, Failures, InMemoryGrid, call
 
 log = logging.getLogger(__name__)

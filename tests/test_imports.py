@@ -28,6 +28,7 @@ FLOWER_FACING = {
     "clients/node/lane.py",
     "clients/node/whole_messages.py",
     "federation/wire/flower.py",
+    "federation/wire/grids.py",
     "federation/wire/lane_codec.py",
     "server/rounds/aggregation.py",
     "server/runs/app.py",

@@ -84,6 +84,7 @@ def join(
     words = [*data_overrides(data), *overrides]
     made = _settle(home, words, chosen, way.proxy)
     way.keep(home)
+    _tell_of_cohort(home, given)
     unit = _unit(home, service_folder, given) if service else None
     try:
         _look_at_records(home)
@@ -160,6 +161,15 @@ def _settle(home: Path, words: list[str], chosen: Chosen, proxy: str | None) -> 
         raise ConfigError(f"{home / POLICY}: {'; '.join(unlike)}; edit the file, or leave the option out")
     click.echo(f"settings: {home / SETTINGS} and {POLICY} are kept as they are")
     return []
+
+
+def _tell_of_cohort(home: Path, invitation: Invitation | None) -> None:
+    """Warn of runs that the policy will not answer, before the first one waits for this institution."""
+    from sovfed.clients.home.begin import unanswered
+    from sovfed.clients.home.policy import load_policy
+
+    if invitation is not None and (line := unanswered(load_policy(home), invitation.min_cohort)):
+        click.echo(f"warning: {line}", err=True)
 
 
 def _look_at_records(home: Path) -> None:

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import PrivacyError
-from sovfed.federation.tables import print_rows
-from sovfed.federation.text import PIPE_WIDTH
+from sovfed.federation.tables import PIPE_WIDTH, print_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -63,11 +63,14 @@ def list_(as_json: bool, home: Path) -> None:
         return
     from sovfed.federation.tables import print_rows
 
+    several = len({each.run for each in models}) < len(models)  # which --of tells apart
+    headings = ("run", "task", "rounds", "privacy", "as published", *(("Flower's number",) if several else ()))
     rows = [
-        (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _same(each), each.owner)
+        (each.run, each.facts.task.name, str(each.facts.run.rounds), _privacy(each), _as_published(each))
+        + ((each.owner,) if several else ())
         for each in models
     ]
-    print_rows(("run", "task", "rounds", "privacy", "file", "Flower's number"), rows)
+    print_rows(headings, rows)
 
 
 @model.command()
@@ -296,6 +299,13 @@ def _same(received: Received) -> str:
     if received.same:
         return "as the agency published it"
     return "written here" + (", not the very bytes of the agency's" if received.published else "")
+
+
+def _as_published(received: Received) -> str:
+    """What the list says of the file's bytes: the agency may have told no digest of its own."""
+    if not received.published:
+        return "not told"
+    return "yes" if received.same else "no"
 
 
 def _figure(value: float | None) -> str:

@@ -60,4 +60,4 @@ def list_tasks(home: Path) -> None:
     from sovfed.clients.home.own_tasks import listed
 
     for line in listed(home):
-        click.echo(line)
+        click.echo(visible(line))

@@ -80,12 +80,13 @@ def show(model: str, home: Path, as_json: bool) -> None:
 @click.argument("settings", nargs=-1)
 @click.option("--out", type=FILE, help="Write the predictions here (a file of yours alone); default: print them.")
 @click.option("--id", "keep", default="", help="A column of TABLE to carry through; default: the line.")
+@click.option("--skip-bad", is_flag=True, help="Leave empty what cannot be predicted; default: refuse such a TABLE.")
 @ARCHIVE
 @ANY_VERSION
 @HOME
 def predict(
-    model: str, table: Path, settings: tuple[str, ...], out: Path | None, keep: str, archive: Path | None,
-    any_version: bool, home: Path,
+    model: str, table: Path, settings: tuple[str, ...], out: Path | None, keep: str, skip_bad: bool,
+    archive: Path | None, any_version: bool, home: Path,
 ) -> None:  # fmt: skip
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
 
@@ -97,41 +98,52 @@ def predict(
     Examples:
       sovfed model predict heart-20260301-101500-1f2e patients.csv --out predictions.csv
       sovfed model predict model.safetensors patients.csv --id patient_id
+      sovfed model predict model.safetensors patients.csv --skip-bad --out predictions.csv
       sovfed model predict model.safetensors patients.csv data.missing_words=[-99]
       sovfed model predict model.safetensors patients.csv --task lab-1.sovtask
     """
-    from sovfed.clients.data.chosen import for_prediction, of_training
+    from sovfed.clients.models.predicted import counted, table_of
     from sovfed.federation.files import not_there, write_private
 
     if not table.is_file():
         raise DataError(f"{table}: not a regular file" if table.exists() else not_there(table))
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
-    for_prediction(settings)
     path = find(model, home)
-    given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
-    trained = [text for text in of_training(path) if text.partition("=")[0].removeprefix("data.") not in given]
-    if trained:
-        click.echo(visible(f"as the tables of its training: {' '.join(trained)}"), err=True)
-        settings = (*settings, *trained)
-        for_prediction(settings)
+    settings = _with_those_of_training(path, settings)
     archive = archive or _archive_of(path, home)
     if archive is None:
-        from sovfed.clients.models.predicted import table_of
-
-        text = table_of(load(model, home, any_version=any_version), table, keep, settings)
+        loaded = load(model, home, any_version=any_version)
+        text, faults = table_of(loaded, table, keep, settings, skip_bad=skip_bad)
     else:
         from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 
-        paths = [str(file.absolute()) for file in (path, archive, table)]
-        text = predictions_apart(
-            Prediction(paths[0], paths[1], paths[2], keep, any_version, settings=_absolute(settings))
+        model_file, archive_file, table_file = (str(file.absolute()) for file in (path, archive, table))
+        asked = Prediction(
+            model_file, archive_file, table_file, keep, any_version, settings=_absolute(settings), skip_bad=skip_bad
         )
+        text, faults = predictions_apart(asked), "without --skip-bad the command says why"
+    rows, skipped = counted(text)
     if out is None:
         click.echo(text, nl=False)
-        return
-    write_private(out, text.encode())
-    click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+    else:
+        write_private(out, text.encode())
+        click.echo(f"{out}: {rows - skipped} predictions")
+    if skipped:
+        click.echo(visible(f"{skipped} of {rows} rows have no prediction: {faults}"), err=True)
+
+
+def _with_those_of_training(model: Path, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """`settings` and, said aloud, those of the simulation that `model` came of. Raises ConfigError."""
+    from sovfed.clients.data.chosen import for_prediction, of_training
+
+    for_prediction(settings)
+    given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
+    trained = [text for text in of_training(model) if text.partition("=")[0].removeprefix("data.") not in given]
+    if trained:
+        click.echo(visible(f"as the tables of its training: {' '.join(trained)}"), err=True)
+        for_prediction((*settings, *trained))
+    return (*settings, *trained)
 
 
 def _print_coefficients(what: str, lines: Sequence[Coefficient]) -> None:

@@ -22,7 +22,7 @@ from sovfed.clients.data.csv import SUFFIXES as CSV
 from sovfed.clients.data.parquet import SUFFIXES as PARQUET
 from sovfed.clients.data.parquet import Parquet
 from sovfed.clients.data.pictures import decode, look
-from sovfed.clients.data.tables import TableRead, refuse, words
+from sovfed.clients.data.tables import SKIP, TableRead, refuse, words
 from sovfed.clients.data.tables.connect import connector, read_rows
 from sovfed.clients.data.tables.delimited import Delimited
 from sovfed.clients.data.tables.opt_out import remaining
@@ -100,9 +100,16 @@ def load(task: Task, config: DataConfig) -> Images:
     )  # fmt: skip
 
 
-def to_predict(schema: Schema, config: DataConfig) -> tuple[TableRead, Images]:
-    """The rows of the configured table without what is learnt, and the same with their images. Raises DataError."""
-    read, files = _sound(schema, config, targets=False)
+def to_predict(schema: Schema, config: DataConfig, *, keep: bool = False) -> tuple[TableRead, Images]:
+    """The rows of the configured table without what is learnt, and the same with their images. Raises DataError.
+
+    With `keep` rows at fault stay, and the report names their lines: their images may be such as none can be read of.
+    """
+    if keep:
+        read = _surveyed(schema, config, targets=False)
+        files = {name: np.array(names, object) for name, names in read.files.items()}
+    else:
+        read, files = _sound(schema, config, targets=False)
     everybody = np.arange(read.report.used)
     images = Images(read.table, files, _folder(config), schema, everybody, everybody, everybody[:0], True, "")
     return read, images
@@ -112,7 +119,7 @@ def _sound(schema: Schema, config: DataConfig, *, targets: bool = True) -> tuple
     """The rows without fault, and of each column of images the files' names. Raises DataError."""
     read = _read(schema, config, keep=False, targets=targets)
     sound = _look_at(read, schema, _folder(config), keep=False)
-    refuse(read.report, schema, config)
+    refuse(read.report, schema, config, advice="" if targets else SKIP)
     files = {name: np.array(names, object)[sound] for name, names in read.files.items()}
     table = {name: values[sound] for name, values in read.table.items()}
     persons = None if read.persons is None else read.persons.filter(_arrow(sound))
@@ -121,8 +128,13 @@ def _sound(schema: Schema, config: DataConfig, *, targets: bool = True) -> tuple
 
 
 def _survey(task: Task, config: DataConfig) -> TableRead:
-    read = _read(task.schema, config, keep=True)
-    _look_at(read, task.schema, _folder(config), keep=True)
+    return _surveyed(task.schema, config, targets=True)
+
+
+def _surveyed(schema: Schema, config: DataConfig, *, targets: bool) -> TableRead:
+    """All rows, those at fault too, which the report names. Raises DataError."""
+    read = _read(schema, config, keep=True, targets=targets)
+    _look_at(read, schema, _folder(config), keep=True)
     return read
 
 

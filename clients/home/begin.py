@@ -101,6 +101,19 @@ class Chosen:
             yield f"secure_aggregation.min_cohort is {kept} (--min-cohort)"
 
 
+def unanswered(policy: Policy, least: int) -> str:
+    """Which runs of an agency that asks `least` institutions or more `policy` refuses, and how not; "" if none."""
+    own = policy.secure_aggregation.min_cohort
+    if not LEAST_COHORT <= least < own:
+        return ""
+    terms = Chosen(min_cohort=least).terms
+    return (
+        f"the agency's runs have {least} institutions or more, {POLICY} answers those of {own} or more: a smaller one "
+        f"gets no answer from here. To answer it, write secure_aggregation: {{min_cohort: {least}, colluders: "
+        f"{terms.colluders}}} there: each institution is then a larger share of what the agency sees"
+    )
+
+
 def begin(home: Path, config: ClientConfig, chosen: Chosen) -> list[str]:
     """Make `home` with the policy that was `chosen`, its tasks by default what the records serve; lines to tell.
 

@@ -42,8 +42,8 @@ DATA: Final = (".json", ".safetensors", ".txt", ".model", ".md")  # of an export
 class Prediction:
     """Which model, of which archive's task, is to say what of which table, or to be written as what; whole paths.
 
-    `settings` say how the table is written, each KEY=VALUE of the group data; `state` is what an institution kept of
-    the run, for the form `OWN`.
+    `settings` say how the table is written, each KEY=VALUE of the group data; with `skip_bad` rows at fault have no
+    prediction; `state` is what an institution kept of the run, for the form `OWN`.
     """
 
     model: str = bounded(low=1, high=4096)
@@ -54,6 +54,7 @@ class Prediction:
     form: str = choice(PREDICT, (PREDICT, *FORMS))
     state: str = bounded("", 0, 4096)
     settings: tuple[str, ...] = bounded((), 0, 4096)
+    skip_bad: bool = False
 
 
 def predictions_apart(asked: Prediction) -> str:
@@ -148,7 +149,7 @@ def _predicted(asked: Prediction) -> str:
 
     add(open_task(Path(asked.archive)))
     loaded = load_model(Path(asked.model), any_version=asked.any_version)
-    return table_of(loaded, Path(asked.table), asked.keep, asked.settings)
+    return table_of(loaded, Path(asked.table), asked.keep, asked.settings, skip_bad=asked.skip_bad).text
 
 
 def _exported(asked: Prediction) -> str:

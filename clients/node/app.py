@@ -8,8 +8,8 @@ sentence; the exception's text goes to the local log only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, TypeVar
 
 from flwr.app import Context
 from flwr.app import Message as FlowerMessage
@@ -35,10 +35,11 @@ from sovfed.federation.messages import (
 from sovfed.federation.wire.flower import from_records, to_records
 
 log = logging.getLogger(__name__)
-R = TypeVar(
-    "R", RunRequest, TrainRequest, PrivateRequest, EvaluateRequest, ProfileRequest, SecaggRequest, LedgerRequest,
-    ReleaseRequest, LaneOffer,
-)  # fmt: skip
+M = TypeVar("M", bound=Message)
+QUERIES: Final[Mapping[str, type[Request]]] = {
+    "profile": ProfileRequest, "secagg": SecaggRequest, "run": RunRequest, "ledger": LedgerRequest,
+    "release": ReleaseRequest,
+}  # fmt: skip
 
 
 class Trainer(Protocol):
@@ -51,37 +52,14 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     """The ClientApp that forwards requests to `trainer`; `join` opens the run's lane, None means there is none."""
     app = ClientApp()
 
-    @app.train()
-    def train(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, TrainRequest)))
+    def answering(kind: type[Request]) -> Callable[[FlowerMessage, Context], FlowerMessage]:
+        return lambda message, _context: _reply(message, lambda: trainer.answer(_expect(message, kind)))
 
-    @app.evaluate()
-    def evaluate(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, EvaluateRequest)))
-
-    @app.query("profile")
-    def profile(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, ProfileRequest)))
-
-    @app.train("private")
-    def private(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, PrivateRequest)))
-
-    @app.query("secagg")
-    def secagg(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, SecaggRequest)))
-
-    @app.query("run")
-    def run(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, RunRequest)))
-
-    @app.query("ledger")
-    def ledger(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, LedgerRequest)))
-
-    @app.query("release")
-    def release(message: FlowerMessage, context: Context) -> FlowerMessage:
-        return _reply(message, lambda: trainer.answer(_expect(message, ReleaseRequest)))
+    app.train()(answering(TrainRequest))
+    app.train("private")(answering(PrivateRequest))
+    app.evaluate()(answering(EvaluateRequest))
+    for action, kind in QUERIES.items():
+        app.query(action)(answering(kind))
 
     @app.query("lane")
     def lane(message: FlowerMessage, context: Context) -> FlowerMessage:
@@ -92,7 +70,7 @@ def make_client_app(trainer: Trainer, join: Callable[[LaneOffer, Context], bool]
     return app
 
 
-def _expect(message: FlowerMessage, kind: type[R]) -> R:
+def _expect(message: FlowerMessage, kind: type[M]) -> M:
     received = from_records(message.content, judged=False)  # by the trainer, which uses the values
     if not isinstance(received, kind):
         raise ProtocolError(f"{message.metadata.message_type}: got {type(received).__name__}, expected {kind.__name__}")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 REFUSE: Final = "refuse"
 RECORD: Final = "record"
-ON_SPLIT: Final = (REFUSE, RECORD)
 ASKED: Final = {
     ProfileRequest: "profile", TrainRequest: "train", PrivateRequest: "private", EvaluateRequest: "evaluate",
 }  # fmt: skip

@@ -9,8 +9,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, Final
 
-from sovfed.federation.text import PIPE_WIDTH, day, visible
+from sovfed.federation.text import day, visible
 
+PIPE_WIDTH: Final = 160  # columns: most entries are on one line there, for who searches
 INDENT: Final = " " * 8  # below the time
 DEEPER: Final = INDENT + "  "
 

@@ -36,17 +36,6 @@ _CELLS: Final = 64  # into at most so many
 _OCTAVES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # widths of a cell; 4 needs no more than 56 of them
 _KINDS_KEPT: Final = 256  # distributions in memory, over all the kinds of one ledger: each takes 20 ms to make
 _STEP: Final = 10_000  # noise multipliers are calibrated in 1/10,000
-_REFUSED: Final = {
-    "gdp": "the central-limit (GDP) accountant underestimates ε, by half in published settings",
-    "rdp": "Rényi accounting overstates ε, tenfold for a small ledger; events are composed by PLD",
-    "prv": "it would be a second implementation of what PLD computes; events are composed by PLD",
-}
-
-
-def require_accountant(name: str) -> None:
-    """Raises PrivacyError with the reason unless `name` is 'pld'."""
-    if name != "pld":
-        raise PrivacyError(f"accountant '{name}' is refused: {_REFUSED.get(name, 'it is not known')} (use 'pld')")
 
 
 def accountant_version() -> str:

@@ -103,8 +103,8 @@ def _checks(task: Task) -> Iterator[Check]:
     yield loss
     if not loss.held:
         return
-    yield _gradient(task, inputs, targets)
-    yield _metrics(task, outputs, targets)
+    yield _gradient(task, task.loss, inputs, targets)
+    yield _metrics(task, task.loss, outputs, targets)
 
 
 def _schema(task: Task) -> str:
@@ -135,13 +135,12 @@ def _loss(loss: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Any) -> 
     return Check("loss", True, f"of each record by itself; {float(losses.mean()):.3f} before training")
 
 
-def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
+def _gradient(task: Task, loss_of: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> Check:
     import torch
 
-    assert task.loss is not None  # noqa: S101  (asked before)
     module = task.model().train()
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    loss = task.loss(module(inputs).float(), targets).mean()
+    loss = loss_of(module(inputs).float(), targets).mean()
     gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     unreached = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
     if any(gradient is not None and not bool(gradient.isfinite().all()) for gradient in gradients):
@@ -150,9 +149,8 @@ def _gradient(task: Task, inputs: Any, targets: Any) -> Check:
     return Check("gradient", True, f"finite, of {len(named)} tensors{note}")
 
 
-def _metrics(task: Task, outputs: Tensor, targets: Any) -> Check:
-    assert task.loss is not None  # noqa: S101  (asked before)
-    losses = task.loss(outputs, targets).detach().numpy()
+def _metrics(task: Task, loss_of: Callable[[Any, Any], Tensor], outputs: Tensor, targets: Any) -> Check:
+    losses = loss_of(outputs, targets).detach().numpy()
     values, truth = outputs.numpy(), _arrays(targets)
     total = task.metrics.sums(values, truth, losses)
     half = RECORDS // 2

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROTARY_BASE: Final = 10_000.0
-SCORES_AT_ONCE: Final = (
-    1 << 24
-)  # a vocabulary's scores that are kept for the gradient; beyond, computed twice in pieces
-ACTIVATIONS: Final = ("relu2", "swiglu")
+SCORES_AT_ONCE: Final = 1 << 24  # of a vocabulary, kept for the gradient; beyond, computed twice in pieces
 
 
 class Head(nn.Linear):

@@ -29,6 +29,7 @@ class Invitation:
     root: str = bounded(low=1, high=8192, doc="the authority's root certificate, PEM", lines=True)
     token: str = bounded(low=64, high=64, doc="256 bits, hexadecimal; good for one signing request")
     expires: int = bounded(low=0, doc="when the token ends, seconds since 1970 UTC")
+    min_cohort: int = bounded(0, 0, 1_000_000, doc="fewest institutions of the agency's runs; 0: it does not say")
 
     def to_json(self) -> str:
         """The invitation file's text."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from sovfed.federation.asking import confirmed
 from sovfed.federation.errors import IdentityError
@@ -37,7 +38,7 @@ def cli() -> None:
 
     \b
     Examples:
-      sovfed authority init authority --name "Ministry of Health" --passphrase
+      sovfed authority init --name "Ministry of Health" --passphrase
       sovfed authority sign hospital-1.csr --out hospital-1.pem
       sovfed authority sign server.csr --server --out server.pem
       sovfed authority sign ann.csr --signer --out ann.pem       who publishes or reviews tasks
@@ -49,19 +50,28 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("home", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, resolve_path=True))
+@click.argument(
+    "folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False, resolve_path=True)
+)
 @click.option("--name", required=True, help="Name of the authority, in its root certificate.")
+@HOME
 @PASSPHRASE
-def init(home: Path, name: str, passphrase: bool) -> None:
-    """Make a new authority in DIR: root key (0600), root certificate and an empty revocation list.
+@click.pass_context
+def init(context: click.Context, folder: Path | None, name: str, home: Path, passphrase: bool) -> None:
+    """Make a new authority: root key (0600), root certificate and an empty revocation list. DIR is the same as --home.
 
     \b
-    Example:
-      sovfed authority init authority --name "Health Authority"
+    Examples:
+      sovfed authority init --name "Health Authority"
+      sovfed authority init --name "Health Authority" --home /srv/authority
     """
     from sovfed.federation.identity import certificate_fingerprint
     from sovfed.server.registry import authority
 
+    if folder is not None:
+        if context.get_parameter_source("home") is ParameterSource.COMMANDLINE and folder != home:
+            raise click.UsageError(f"two folders: {folder} and --home {home}")
+        home = folder
     root = authority.init(home, name, passphrase=_passphrase(passphrase, confirm=True))
     click.echo(f"Authority '{name}' in {home}. Give {home / 'root.pem'} and {home / 'crl.pem'} to the agency.")
     click.echo(f"Root fingerprint, for institutions to compare: {certificate_fingerprint(root)}")

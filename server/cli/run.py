@@ -191,7 +191,7 @@ def list_(home: Path, as_json: bool) -> None:
         )
         for run in runs
     ]  # fmt: skip
-    print_rows(("run", "task", "status", "rounds", "institutions", "started"), rows)
+    print_rows(("run", "task", "status", "rounds", "sites", "started"), rows)
     for run in runs:
         gone = f"{', '.join(run['withdrawn'])} has withdrawn" if run["withdrawn"] else ""
         for line in filter(None, (run["reason"], gone)):

@@ -20,7 +20,8 @@ from flwr.supercore.run import Run
 
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.secagg.keys import Identity
-from sovfed.federation.wire.flower import SERVER_NODE_ID, LeftS, StreamingGrid, for_ever
+from sovfed.federation.wire.flower import SERVER_NODE_ID
+from sovfed.federation.wire.grids import LeftS, StreamingGrid, for_ever
 from sovfed.federation.wire.lane_codec import Parts, content_parts, error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import LaneEnd
 from sovfed.server.network.lane_links import Link, Links

@@ -320,7 +320,7 @@ def read_register(home: Path) -> Register:
     try:
         values = json.loads((home / REGISTER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one") from error
+        raise IdentityError(f"{home}: no authority here; `sovfed authority init --home {home}` makes one") from error
     return bind(Register, values, REGISTER, IdentityError)
 
 
@@ -364,7 +364,7 @@ def _write_register(home: Path, register: Register) -> None:
 def _locked(home: Path) -> Iterator[None]:
     """One signer at a time: the lock is the folder's own, and ends with the process."""
     if not (home.is_dir() and os.access(home, os.R_OK)):
-        raise IdentityError(f"{home}: no authority here; `sovfed authority init {home}` makes one")
+        raise IdentityError(f"{home}: no authority here; `sovfed authority init --home {home}` makes one")
     with alone(home):
         _complete(home)
         yield

@@ -87,9 +87,15 @@ class Member:
 def invite(home: Path, name: str, address: str | None = None, *, now: float | None = None) -> Invitation:
     """A fresh invitation for `name`; one that was not used is void from now on.
 
-    `address` is the enrolment port's; by default the one in the agency's settings. Raises IdentityError if the
-    institution has already sent its request: `remove` it first.
+    `address` is the enrolment port's; by default the one in the agency's settings, whose smallest cohort is told too.
+    Raises IdentityError if the institution has already sent its request: `remove` it first.
     """
+    from sovfed.server.home import load_settings
+
+    min_cohort = 0
+    if address is None:
+        server = load_settings(home).server
+        address, min_cohort = host_port(server.certificate_names[0], server.enrolment_port), server.min_cohort
     check_institution_name(name)
     token, expires = secrets.token_hex(TOKEN_BYTES), int(now or time.time()) + INVITATION_DAYS * 86_400
     identity = home / "identity"
@@ -103,7 +109,7 @@ def invite(home: Path, name: str, address: str | None = None, *, now: float | No
             )
         except sqlite3.IntegrityError as error:
             raise IdentityError(f"institution {name!r}: already enrolled, or its request is waiting") from error
-    return Invitation(name, address or _enrolment_address(home), root, token, expires)
+    return Invitation(name, address, root, token, expires, min_cohort)
 
 
 def submit(
@@ -340,13 +346,6 @@ def _request_path(home: Path, name: str) -> Path:
 def _forget_request(home: Path, name: str) -> None:
     for suffix in (".csr", RENEWAL):
         _request_path(home, name).with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _enrolment_address(home: Path) -> str:
-    from sovfed.server.home import load_settings
-
-    config = load_settings(home).server
-    return host_port(config.certificate_names[0], config.enrolment_port)
 
 
 def _register_with_flower(public_key: bytes, name: str, home: Path) -> int:

@@ -38,7 +38,8 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.stored import Pieces
-from sovfed.federation.wire.flower import TTL_S, StreamingGrid, from_records, new_message, to_records
+from sovfed.federation.wire.flower import TTL_S, from_records, new_message, to_records
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.downlink import WHOLE, Downlink
 from sovfed.server.rounds.patience import Patience
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from sovfed.federation.config import Config
-    from sovfed.federation.wire.flower import StreamingGrid
+    from sovfed.federation.wire.grids import StreamingGrid
 
 log = logging.getLogger(__name__)
 EVALUATIONS: Final = 2  # of the last model, and of the best

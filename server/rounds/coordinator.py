@@ -30,7 +30,7 @@ from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.tasks import Task, initial_vector, summarise
 from sovfed.federation.tasks.registry import configured_task
 from sovfed.federation.text import plain_name
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.orders.making import read_order, write_answers
 from sovfed.server.orders.withdrawn import PROFILED, withdrawn_from
 from sovfed.server.rounds import checkpoint

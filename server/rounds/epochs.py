@@ -24,7 +24,7 @@ from sovfed.federation.secagg.request import run_bytes
 from sovfed.federation.secagg.ring import FRACTION_BITS
 from sovfed.federation.secagg.roster import Roster, read_ad
 from sovfed.federation.secagg.shares import MAX_HOLDERS
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import ask
 from sovfed.server.rounds.patience import REST_S, Patience
 from sovfed.server.rounds.refusals import FINAL as NO_REPEAT

@@ -22,7 +22,7 @@ from sovfed.federation.files import write_private
 from sovfed.federation.messages import LedgerReply, LedgerRequest
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.keys import Identity, check_signature, countersigned_head, public_key, told_head
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import ask
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from sovfed.federation.messages import (
 )
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.registry import configured_task
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import Aggregation, Total
 from sovfed.server.rounds.agreement import Agreement, run_request
 from sovfed.server.rounds.candidates import Candidate, read_candidates, scoring_request, with_candidate

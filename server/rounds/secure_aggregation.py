@@ -49,7 +49,7 @@ from sovfed.federation.secagg.request import (
 )
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.shares import MAX_HOLDERS
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import Total, ask, silent
 from sovfed.server.rounds.downlink import WHOLE, Downlink
 from sovfed.server.rounds.epochs import Epoch, Epochs

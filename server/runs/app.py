@@ -38,7 +38,7 @@ from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.pulse import Pulse
 from sovfed.federation.secagg.files import FollowingIdentity
 from sovfed.federation.text import plain_name
-from sovfed.federation.wire.flower import FlowerGrid, StreamingGrid
+from sovfed.federation.wire.grids import FlowerGrid, StreamingGrid
 from sovfed.server.home import load_settings
 from sovfed.server.network.grid import open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence, write_presence

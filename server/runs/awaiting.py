@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import WIRE_SENTENCES, ServiceError
 from sovfed.federation.files import write_private
-from sovfed.federation.wire.flower import LeftS, StreamingGrid, for_ever, refusal_in
+from sovfed.federation.wire.flower import refusal_in
+from sovfed.federation.wire.grids import LeftS, StreamingGrid, for_ever
 from sovfed.server.runs.folders import ACTIVE, INTERRUPTED, STARTING, read_runs, run_folder
 from sovfed.server.runs.recovery import last_try
 

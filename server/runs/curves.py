@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -47,21 +48,22 @@ def draw_curves(folder: Path) -> Figure:
     from matplotlib.figure import Figure
 
     lines = read_rounds(folder)
-    losses, metrics = _losses(lines), _metrics(lines)
-    width = 11 if losses and metrics else 8
+    of_loss, metrics = losses(lines), _metrics(lines)
+    width = 11 if of_loss and metrics else 8
     figure = Figure(figsize=(width, 3.4), layout="constrained")
-    panels = figure.subplots(1, 1 + bool(losses) + bool(metrics), squeeze=False)[0]
-    if losses:
-        _draw(panels[0], losses, "Loss")
+    panels = figure.subplots(1, 1 + bool(of_loss) + bool(metrics), squeeze=False)[0]
+    if of_loss:
+        _draw(panels[0], of_loss, "Loss")
     if metrics:
         _draw(panels[-2], metrics, "Held-out metrics of all institutions")
     _draw_seconds(panels[-1], lines)
-    if not losses and not metrics:
+    if not of_loss and not metrics:
         figure.suptitle(UNTOLD, fontsize="medium")
     return figure
 
 
-def _losses(lines: list[dict[str, Any]]) -> dict[str, Curve]:
+def losses(lines: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+    """The loss in training and the one held out by round, each if it is told."""
     curves = {
         "training": [(line["round"], line["train_loss"]) for line in lines if line["train_loss"] is not None],
         "held out": _measured(lines, "loss"),
@@ -74,7 +76,7 @@ def _metrics(lines: list[dict[str, Any]]) -> dict[str, Curve]:
     return {name: _measured(lines, name) for name in names}
 
 
-def _measured(lines: list[dict[str, Any]], name: str) -> Curve:
+def _measured(lines: Sequence[dict[str, Any]], name: str) -> Curve:
     """The metric after each round that it was measured in: a round's line tells that of the model it began with."""
     return [(line["round"] - 1, line["metrics"][name]) for line in lines if name in line["metrics"]]
 

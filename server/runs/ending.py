@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.server.runs.converged import still_falling
+from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.release import MODEL, TABLE
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ def intervals_told(summary: dict[str, Any]) -> str:
     return f"95 % intervals, of records drawn at random: {spans}" if spans else ""
 
 
+def _unfinished(summary: dict[str, Any], folder: Path) -> str:
+    """That the loss still fell in the last rounds of the run in `folder`; "" if it did not."""
+    task = summary.get("config", {}).get("task", {})
+    return "" if "table" in summary else still_falling(read_rounds(folder), task)
+
+
 def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") -> list[str]:
     """Lines about the run in `folder`; `model` is what `sovfed model` finds its model by: a run's name, or a path.
 
@@ -30,7 +38,7 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
     if summary["metrics"]:
         figures = "  ".join(f"{name} {value:.3f}" for name, value in summary["metrics"].items())
         lines.append(f"held-out metrics of all institutions: {figures}")
-        lines += filter(None, [intervals_told(summary)])
+        lines += filter(None, [intervals_told(summary), _unfinished(summary, folder)])
     if summary.get("epsilon") is not None:
         silent = "" if "table" in summary else "; no metric left the institutions"
         lines.append(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sovfed.federation.models.facts import RunFacts
     from sovfed.federation.models.saved import LoadedModel
     from sovfed.federation.tasks import Task
-    from sovfed.federation.wire.flower import StreamingGrid
+    from sovfed.federation.wire.grids import StreamingGrid
 
 log = logging.getLogger(__name__)
 SIMULATED: Final = ("in-memory", "ray")  # transports of a simulation, which has no institutions

@@ -25,8 +25,8 @@ from sovfed.clients.node.executor import ACQUIRE, run_executor
 from sovfed.federation.config import ClientConfig, DataConfig, ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
 from sovfed.federation.host.settings import settings_file
-from sovfed.federation.wire.flower import FlowerGrid
 from sovfed.federation.wire.flower_http import add_client_header
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.federation.wire.loopback import SECRET_HEADER, ensure_secret
 from sovfed.server.network.flower_app import SUPEREXEC_SECRET_FILE
 from sovfed.server.runs.control import ControlClient

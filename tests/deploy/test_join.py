@@ -71,7 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with connect_proxy(Faults(login=LOGIN, delay_s=0.01)) as proxy, connect_proxy(Faults(login=LOGIN), tls) as secured:
         made = World(folder, proxy, secured, "")
         (folder / "login").write_text(f"{LOGIN}\n")
-        made("authority", "init", "authority", "--name", "Ministry")
+        made("authority", "init", "--home", "authority", "--name", "Ministry")
         source = f"server.crl_source={folder}/authority/crl.pem"
         made("server", "init", "server.host=::1", "server.names=[::1]", *ports, source, "--home", "agency")
         made("authority", "sign", "agency/identity/server.csr", "--server", "--out", "server.pem", "--yes")

@@ -12,7 +12,7 @@ from sovfed.federation.tables import print_rows
 RUN = "hip-fracture-20261129-201500-1f2e"
 LISTS = {
     "run list": (
-        ("run", "task", "status", "rounds", "institutions", "started"),
+        ("run", "task", "status", "rounds", "sites", "started"),
         (RUN, "hip", "finished", "10/10", "4", "2026-11-29"),
     ),
     "ledger show": (
@@ -20,8 +20,8 @@ LISTS = {
         (RUN, "train", "distributed", "1.20312, 0.1, 1", "10 of 13", "3 reserved", "2026-11-29"),
     ),
     "client model list": (
-        ("run", "task", "rounds", "privacy", "file", "Flower's number"),
-        (RUN, "hip", "10", "ε 3.000", "as published", "13604719382615904826"),
+        ("run", "task", "rounds", "privacy", "as published", "Flower's number"),
+        (RUN, "hip", "10", "distributed, ε = 3.00", "not told", "13604719382615904826"),
     ),
     "personal list": (
         ("run", "Flower's number", "task", "strategy", "round", "what"),

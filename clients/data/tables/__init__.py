@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
 FIRST: Final = 256  # rows that a column's few words are first looked for in
+SKIP: Final = "; --skip-bad predicts for the others"
 ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
 
 
@@ -94,24 +95,25 @@ def read_table(
     report.used = result.grown.count
     report.notes += filter(None, reader.notes())
     if not keep:
-        refuse(report, schema, config, source.word)
+        refuse(report, schema, config, source.word, "" if targets else SKIP)
     persons = None if places.person is None else pa.chunked_array(result.persons, pa.string())
     lines = np.concatenate([*result.lines, np.zeros(0, np.int64)]) if reader.lines else None
     return TableRead(table, persons, result.files, places, report, lines, not_private(places, source))
 
 
-def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line") -> None:
-    """Raise DataError if rows are at fault and may not be, or are too many."""
+def refuse(report: Report, schema: Schema, config: DataConfig, word: str = "line", advice: str = "") -> None:
+    """Raise DataError if rows are at fault and may not be, or are too many; `advice` is of use where they may be."""
     if not report.faults:
         return
     faults = report.told({column.name: column for column in schema.columns}, word)
     coded = any(kind == words.CODED for _, kind in report.faults)
     if config.bad_rows == "refuse" or coded:
-        raise DataError(f"{report.where}: {report.bad} of {report.rows} rows cannot be used: {faults}")
+        more = "" if coded else advice
+        raise DataError(f"{report.where}: {report.bad} of {report.rows} rows cannot be used: {faults}{more}")
     if report.bad > config.max_bad_share * report.rows:
         raise DataError(
             f"{report.where}: {report.bad} of {report.rows} rows cannot be used, more than data.max_bad_share "
-            f"{config.max_bad_share:g} of them: {faults}"
+            f"{config.max_bad_share:g} of them: {faults}{advice}"
         )
 
 

@@ -52,12 +52,15 @@ def place_of(path: Path, schema: Schema | None = None) -> dict[str, str]:
     return {"source": source_of(path), "path": str(path)}
 
 
-def read_for_prediction(schema: Schema, path: str | Path, config: DataConfig | None = None) -> TableRead:
+def read_for_prediction(
+    schema: Schema, path: str | Path, config: DataConfig | None = None, *, keep: bool = False
+) -> TableRead:
     """The inputs of the rows in a CSV, Parquet or JSON lines file, without its targets. Raises DataError.
 
-    `lines` tells each row's line in the file, since rows at fault may be left out (data.bad_rows=quarantine).
+    `lines` tells each row's line in the file, since rows at fault may be left out (data.bad_rows=quarantine). With
+    `keep` they stay, and the report names their lines.
     """
     source = source_of(path)
     config = dataclasses.replace(config or DataConfig(), source=source, path=str(path), site_column=None)
     opener = next(open_ for name, _, open_ in OPENERS if name == source)
-    return read_rows(schema, config, opener, targets=False)
+    return read_rows(schema, config, opener, targets=False, keep=keep)

@@ -16,7 +16,7 @@ from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli.use import cli
 from sovfed.clients.models import prediction_apart
-from sovfed.clients.models.predicted import _csv
+from sovfed.clients.models.predicted import _csv, _Rows
 from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.host.apart import Completed
@@ -126,12 +126,17 @@ def test_images_are_predicted_by_the_table_that_names_them(home: Path) -> None:
     (home / "leaf3.png").write_bytes(b"")
     result = CliRunner().invoke(cli, ["predict", str(home / "leaves"), str(home / "new.csv"), "--home", str(home)])
     assert isinstance(result.exception, DataError) and "1 file does not fit (line 5)" in str(result.exception)
+    told = run(home, "predict", str(home / "leaves"), str(home / "new.csv"), "--id", "scan", "--skip-bad")
+    again = list(csv.reader(told.splitlines()))
+    assert again[4] == ["leaf3.png", "", "", ""] and [row["ill"] for row in rows[:3]] == [row[1] for row in again[1:4]]
+    assert "1 of 5 rows have no prediction: column 'scan': 1 file does not fit (line 5)" in told
 
 
 def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
     """A class called =HYPERLINK(...) would be run by who opens the predictions."""
     words = np.array(["=1+1", "+cmd|x", "-2+3", "@A1", "+", "-", "-5", "ill"])
-    text = _csv("=row", [str(place) for place in range(len(words))], {"class": words, "probability_=1": np.zeros(8)})
+    rows = _Rows([str(place) for place in range(len(words))], [True] * len(words))
+    text = _csv("=row", rows, {"class": words, "probability_=1": np.zeros(8)})
     header, *lines = list(csv.reader(text.splitlines()))
     assert header == ["'=row", "class", "probability_=1"]
     assert [line[1] for line in lines] == ["'=1+1", "'+cmd|x", "'-2+3", "'@A1", "+", "-", "-5", "ill"]
@@ -171,6 +176,37 @@ def test_a_prediction_takes_how_its_table_is_written_and_nothing_else(home: Path
     for setting, said in (("data.person=patient", "--id"), ("data.limit=3", "says nothing of a table to predict for")):
         with pytest.raises(ConfigError, match=said):
             run(home, "predict", "study-1", str(home / "own.csv"), setting)
+
+
+def test_bad_rows_are_skipped_where_that_is_asked_for_and_said(home: Path) -> None:
+    """An age that is none, a word of no meaning and a torn row, between rows that are predicted as by themselves."""
+    header, first, second = TABLE.splitlines()
+    bad = "b-1;old;;7;oui;1970-01-02;;m", "b-2;50;;7;oui;1970-01-02;;villa", "b-3;50;1;2;3;4;5;6;7;8"
+    (home / "bad.csv").write_text("\n".join([header, bad[0], first, bad[1], bad[2], second, ""]))
+    with pytest.raises(DataError, match=r"3 of 5 rows cannot be used.*--skip-bad predicts for the others"):
+        run(home, "predict", "study-1", str(home / "bad.csv"))
+    out = home / "out.csv"
+    told = run(home, "predict", "study-1", str(home / "bad.csv"), "--skip-bad", "--out", str(out))
+    assert told.startswith(f"{out}: 2 predictions\n3 of 5 rows have no prediction: ")
+    for fault in ("column 'age': 1 value is no number (line 2)", "column 'sex': 1 value is no known word (line 4)",
+                  "1 row has more or fewer cells than the header (line 5)"):  # fmt: skip
+        assert fault in told
+    rows = list(csv.reader(out.read_text().splitlines()))[1:]
+    alone = list(csv.reader(run(home, "predict", "study-1", str(home / "table.csv")).splitlines()))[1:]
+    assert [row[0] for row in rows] == ["2", "3", "4", "5", "6"]
+    assert [rows[1][1:], rows[4][1:]] == [row[1:] for row in alone]
+    assert all(not any(row[1:]) for row in (rows[0], rows[2], rows[3]))
+    named = run(home, "predict", "study-1", str(home / "bad.csv"), "--skip-bad", "--id", "patient")
+    assert [line.partition(",")[0] for line in named.splitlines()[1:6]] == ["b-1", "a-1", "b-2", "", "a-2"]
+
+
+def test_a_table_without_a_sound_row_is_refused_though_bad_ones_are_skipped(home: Path) -> None:
+    (home / "bad.csv").write_text(TABLE.replace(";50;", ";old;").replace(";100;", ";young;"))
+    with pytest.raises(DataError, match="2 of 2 rows cannot be used"):
+        run(home, "predict", "study-1", str(home / "bad.csv"), "--skip-bad")
+    (home / "codes.csv").write_text(TABLE.replace(";oui;", ";2;"))
+    with pytest.raises(DataError, match=r"1 of 2 rows cannot be used.*codes such as 1 and 2"):
+        run(home, "predict", "study-1", str(home / "codes.csv"), "--skip-bad")
 
 
 def test_what_is_named_wrong_is_told_as_it_was_named(home: Path) -> None:

@@ -130,7 +130,13 @@ def test_the_command_lists_gets_and_removes(models: ReceivedModels, tmp_path: Pa
     assert "Nothing yet" in CliRunner().invoke(model, ["list", *home]).output
     models.keep(BINARY, VECTOR, facts(), owner="7", published="0" * 64, plan={})
     shown = CliRunner().invoke(model, ["list", *home], env={"COLUMNS": "200"}, catch_exceptions=False).output
-    assert "distributed, ε = 1.25" in shown and "written here, not the very bytes of the agency's" in shown
+    assert "distributed, ε = 1.25" in shown and "as published" in shown and "Flower's number" not in shown
+    models.keep(BINARY, VECTOR, facts(), owner="8", plan={})
+    both = CliRunner().invoke(model, ["list", *home], catch_exceptions=False).output
+    assert all(word in both for word in ("Flower's number", "7", "8", "no", "not told"))
+    assert max(map(len, both.splitlines())) <= 80
+    CliRunner().invoke(model, ["remove", "study-1", *home])
+    models.keep(BINARY, VECTOR, facts(), owner="7", published="0" * 64, plan={})
     (said,) = json.loads(CliRunner().invoke(model, ["list", "--json", *home]).output)
     assert (said["run"], said["flower_run"], said["as_published"]) == ("study-1", "7", False)
     out = tmp_path / "ours"

@@ -21,7 +21,8 @@ from tests.server.agency import Authority, make_home, server_config, superlink, 
 
 from sovfed.clients.node import executor
 from sovfed.federation.errors import WIRE_SENTENCES
-from sovfed.federation.wire.flower import FlowerGrid, new_message
+from sovfed.federation.wire.flower import new_message
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.server.runs.control import ControlClient
 
 pytestmark = pytest.mark.deploy

@@ -44,7 +44,8 @@ from sovfed.clients.node.supernode import (
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.messages import LaneReply, Refusal
-from sovfed.federation.wire.flower import FlowerGrid, new_message, to_records
+from sovfed.federation.wire.flower import new_message, to_records
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
 from sovfed.federation.wire.patience import STALL_S, patient
 from sovfed.server.runs.control import ControlClient

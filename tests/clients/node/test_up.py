@@ -32,7 +32,8 @@ from sovfed.federation.host.processes import read_status
 from sovfed.federation.messages import Message, ProfileReply, ProfileRequest, Refusal, RunReply
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
-from sovfed.federation.wire.flower import FlowerGrid, from_records, new_message, to_records
+from sovfed.federation.wire.flower import from_records, new_message, to_records
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.server.orders.making import Ordering
 from sovfed.server.rounds.loop import whole_run
 

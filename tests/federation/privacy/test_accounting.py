@@ -19,7 +19,6 @@ from sovfed.federation.privacy.accounting import (
     calibrate_noise_multiplier,
     epsilon,
     gathered,
-    require_accountant,
 )
 from sovfed.federation.privacy.events import Event
 
@@ -169,15 +168,6 @@ def test_calibration_refuses_a_target_without_meaning(target: float) -> None:
 def test_calibration_refuses_what_no_noise_reaches() -> None:
     with pytest.raises(PrivacyError, match="no noise reaches"):
         calibrate_noise_multiplier(1.0, 1e-13, 0.1, 1000)
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"), [("gdp", "underestimates"), ("rdp", "overstates"), ("prv", "second"), ("moments", "not known")]
-)
-def test_other_accountants_are_refused_by_name(name: str, reason: str) -> None:
-    with pytest.raises(PrivacyError, match=reason):
-        require_accountant(name)
-    require_accountant("pld")
 
 
 def test_gdp_would_have_underestimated() -> None:

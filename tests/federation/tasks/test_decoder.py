@@ -46,7 +46,7 @@ def windows(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 31, (count, 9), generator=torch.Generator().manual_seed(2), dtype=torch.int32)
 
 
-@pytest.mark.parametrize("activation", decoder.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ["relu2", "swiglu"])
 def test_no_token_is_seen_before_its_turn(activation: str) -> None:
     module, changed = lively(activation=activation), windows()
     changed[:, 6:] = (changed[:, 6:] + 1) % 31

@@ -24,15 +24,7 @@ from hypothesis import strategies as st
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import Message, Refusal, TrainReply, TrainRequest
 from sovfed.federation.stored import Plot, in_memory, origin
-from sovfed.federation.wire.flower import (
-    RAW,
-    arrays_of,
-    from_records,
-    new_message,
-    refusal_in,
-    size_bytes,
-    to_records,
-)
+from sovfed.federation.wire.flower import RAW, arrays_of, from_records, new_message, refusal_in, size_bytes, to_records
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.federation.wire.lane_codec import _nested, content_parts, error_reply, pack, shift_of, unpack
 

@@ -37,7 +37,8 @@ from tests.server.agency import (
 )
 
 from sovfed.federation.messages import ProfileRequest
-from sovfed.federation.wire.flower import FlowerGrid, new_message, to_records
+from sovfed.federation.wire.flower import new_message, to_records
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.server.network.flower_app import STATE_FILE
 
 pytestmark = pytest.mark.deploy

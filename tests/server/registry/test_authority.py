@@ -181,7 +181,7 @@ def test_the_commands_do_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     home, csr, out = tmp_path / "a", tmp_path / "h.csr", tmp_path / "h.pem"
     key = create_key()
     write_atomic(csr, request(key=key))
-    code, text = run("init", str(home), "--name", "Ministry")
+    code, text = run("init", "--home", str(home), "--name", "Ministry")
     root = parse_certificate((home / "root.pem").read_bytes(), "root")
     assert (code, Trust(home).root) == (0, root)
     code, text = run("sign", str(csr), "--home", str(home), "--out", str(out), typed="n\n")
@@ -197,6 +197,14 @@ def test_the_commands_do_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "revoked" in run("show", "--home", str(home))[1]
     with pytest.raises(IdentityError, match="revoked"):
         Trust(home).verify(der(out.read_bytes()))
+
+
+def test_the_folder_of_a_new_authority_may_be_named_by_itself_but_not_twice(tmp_path: Path) -> None:
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    code, text = run("init", one, "--home", other, "--name", "Ministry")
+    assert code == 2 and "two folders" in text and list(tmp_path.iterdir()) == []
+    assert run("init", one, "--name", "Ministry")[0] == 0 and (tmp_path / "one" / "root.key").exists()
+    assert run("init", other, "--home", other, "--name", "Ministry")[0] == 0
 
 
 def test_a_server_request_needs_the_server_flag(tmp_path: Path, home: Path) -> None:

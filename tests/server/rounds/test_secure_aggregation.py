@@ -40,7 +40,8 @@ from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import RECORD, Terms
 from sovfed.federation.tasks import initial_vector
 from sovfed.federation.tasks.registry import get_task
-from sovfed.federation.wire.flower import LeftS, for_ever, from_records
+from sovfed.federation.wire.flower import from_records
+from sovfed.federation.wire.grids import LeftS, for_ever
 from sovfed.server.rounds import secure_aggregation
 from sovfed.server.rounds.aggregation import PlainAggregation
 from sovfed.server.rounds.loop import Rounds

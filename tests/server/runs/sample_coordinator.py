@@ -13,7 +13,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid
 
-from sovfed.federation.wire.flower import RAW, FlowerGrid, new_message
+from sovfed.federation.wire.flower import RAW, new_message
+from sovfed.federation.wire.grids import FlowerGrid
 from sovfed.server.runs import spare
 from sovfed.server.runs.serverapp_runner import run
 

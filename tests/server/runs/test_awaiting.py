@@ -16,7 +16,7 @@ from tests.server.agency import wait_until
 from sovfed.clients.node.app import make_client_app
 from sovfed.federation.messages import ProfileReply, ProfileRequest, Refusal, Reply, Request
 from sovfed.federation.tasks.registry import get_task
-from sovfed.federation.wire.flower import StreamingGrid
+from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import ask
 from sovfed.server.runs.awaiting import FILE, Attentive, Awaiting, read_awaiting, why_waiting
 from sovfed.server.runs.control import NodeRecord

@@ -13,7 +13,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from tests.lane_fixture import RUN_ID, DirectGrid
 
 from sovfed.federation.messages import LaneReply
-from sovfed.federation.wire.flower import SERVER_NODE_ID, FlowerGrid, new_message, to_records
+from sovfed.federation.wire.flower import SERVER_NODE_ID, new_message, to_records
+from sovfed.federation.wire.grids import FlowerGrid
 
 
 def institution(node_id: int, author: int, failed: bool) -> Any:
