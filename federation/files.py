@@ -16,11 +16,30 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Final
 
-from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, ServiceError
+from sovfed.federation.errors import (
+    ConfigError,
+    EvidenceError,
+    IdentityError,
+    NotReadNowError,
+    ServiceError,
+    SovfedError,
+)
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 LOOKED_AT: Final = 10_000  # names of a folder
 LOCKED_S, LOOK_S = 30.0, 0.02  # for which a folder's lock is waited for, and between two looks
+PASSING: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)  # of reading a file: no descriptor, memory or answer of a disk or share to be had
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
@@ -124,6 +143,16 @@ def check_new(path: Path) -> None:
         raise ConfigError(f"{path} exists; choose another name")
 
 
+def not_read(path: Path, error: OSError, otherwise: SovfedError) -> SovfedError:
+    """What to raise where `path` could not be read for `error`: NotReadNowError if that passes, `otherwise` if not.
+
+    A process that ends for good over a file must not do so because the machine was short of something.
+    """
+    if error.errno not in PASSING:
+        return otherwise
+    return NotReadNowError(f"{path}: cannot be read now: {error.strerror or error}")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """`write_atomic`, readable by the owner alone from its first byte."""
     write_atomic(path, data, 0o600)
@@ -143,7 +172,7 @@ def read_private(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise IdentityError(f"{path}: secret file missing or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: secret file missing or not readable")) from error
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
         if status.st_mode & 0o177077 != 0o100000 or status.st_uid != os.geteuid():
@@ -196,7 +225,7 @@ def read_plain(path: Path) -> bytes:
         with open_plain(path) as file:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise IdentityError(f"{path}: missing, no plain file or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: missing, no plain file or not readable")) from error
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -208,7 +237,7 @@ def read_whole(path: Path, most: int) -> bytes:
                 raise EvidenceError(f"{path}: no file of at most {most} bytes")
             return file.read(status.st_size)
     except OSError as error:
-        raise EvidenceError(f"{path}: not readable") from error
+        raise not_read(path, error, EvidenceError(f"{path}: not readable")) from error
 
 
 def read_bounded(path: Path) -> bytes:
@@ -217,7 +246,7 @@ def read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise IdentityError(f"{path}: missing or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: missing or not readable")) from error
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from sovfed.federation.identity import (
     install_crl,
     issuer_of,
     lists_of,
+    load_certificate,
     node_key_bytes,
     node_key_digest,
     parse_certificate,
@@ -94,6 +95,9 @@ def enrol(
     refused. `announce` is told both fingerprints before the wait, `told` what is waited for; `proxy` is `client.proxy`.
     Raises IdentityError if anything does not hold or
     the agency refuses, ServiceError when the time is over: call again, the same request goes on waiting.
+
+    A home whose certificate has ended, since it was off for longer than that lasts, is enrolled anew as the same
+    institution: its keys, ledger and journal stay.
     """
     root = parse_certificate(invitation.root.encode(), "invitation's root")
     if authority is not None and certificate_fingerprint(root) != plain_fingerprint(authority):
@@ -101,7 +105,9 @@ def enrol(
     name = check_institution_name(invitation.institution)
     identity = private_directory(private_directory(home) / "identity")
     if (identity / INSTITUTION_FILE).exists():
-        raise IdentityError(f"{home}: already enrolled as {load_institution(home).name!r}")
+        known = load_institution(home).name
+        if known != name or not has_ended(identity):
+            raise IdentityError(f"{home}: already enrolled as {known!r}")
     key, node_key = own_key(identity), own_node_key(identity)
     names = InstitutionNames(name, node_key_digest(node_key.public_key()))
     csr = signing_request(identity / "request.csr", key, names)
@@ -143,6 +149,11 @@ def enrol(
     write_atomic(identity / INSTITUTION_FILE, json.dumps(asdict(institution), indent=2).encode() + b"\n")
     (identity / "request.csr").unlink()
     return institution
+
+
+def has_ended(identity: Path, now: datetime | None = None) -> bool:
+    """Whether the certificate in `identity/` has ended: it renews nothing any more. Raises IdentityError."""
+    return load_certificate(identity / "cert.pem").not_valid_after_utc <= (now or datetime.now(UTC))
 
 
 def plain_fingerprint(text: str) -> str:

@@ -1,7 +1,7 @@
 """What this home has seen of the logs of others, and which of them have cosigned its own: `witness/heads.db`.
 
 A log is cosigned only where it goes on from what was seen before. One that does not was rolled back, written anew, or
-is shown to others in another form: it is not cosigned again before the operator has said so (`sovfed log trust`).
+is shown to others in another form: it is not cosigned again before the operator has said so (`trusting`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sovfed.federation.database import reading, writing
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
+    AGENCY,
     VOUCHER,
     WITNESS_FOLDER,
     WITNESS_KEY,
@@ -89,7 +90,7 @@ def watch(home: Path, voucher: Voucher, note: bytes, proof: Sequence[bytes]) -> 
         with _database(home) as db:
             row = db.execute("SELECT keys, note FROM seen WHERE origin = ?", (head.origin,)).fetchone()
             if head.origin in problems(home):
-                raise EvidenceError(f"log {head.origin}: not cosigned before `sovfed log trust {head.origin}`")
+                raise EvidenceError(f"log {head.origin}: not cosigned before {trusting(head.origin)}")
             if row is not None:
                 _require_goes_on(read_voucher(bytes(row[0])), read_checkpoint(bytes(row[1])), voucher, head, proof)
             if row is None or bytes(row[1]) != note:
@@ -166,6 +167,13 @@ def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:
             return []
         rows = db.execute(f"SELECT keys, note FROM {table} ORDER BY at DESC, origin").fetchall()  # noqa: S608 - ours
     return [(read_voucher(bytes(keys)), bytes(note)) for keys, note in rows]
+
+
+def trusting(origin: str) -> str:
+    """What its operator has to type, and where, for the log `origin` to be taken as it is shown next."""
+    if origin.startswith(AGENCY):
+        return f"`sovfed client log trust {origin}`"
+    return f"`sovfed server log trust {origin}` at the agency"
 
 
 def problems(home: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sqlite3
 import sys
 import time
 from functools import partial
@@ -27,6 +28,7 @@ from sovfed.federation.errors import (
     DeclinedError,
     IdentityError,
     LostError,
+    NotReadNowError,
     PrivacyError,
     ServiceError,
     SovfedError,
@@ -128,9 +130,16 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
     Whoever starts a run looks at its first round, and is told at once that nothing comes of it; not where that was
     taken up again already, where institutions were there and were lost, or where the agency's own processes are away.
     """
+    if isinstance(error, OSError | MemoryError | NotReadNowError | sqlite3.OperationalError) or _no_thread(error):
+        return True  # the machine was short of something
     if not (resume or read_rounds(folder)):
-        return isinstance(error, LostError | AwayError | OSError)
-    return isinstance(error, CohortError | ServiceError | OSError) and not isinstance(error, DeclinedError)
+        return isinstance(error, LostError | AwayError)
+    return isinstance(error, CohortError | ServiceError) and not isinstance(error, DeclinedError)
+
+
+def _no_thread(error: BaseException) -> bool:
+    """Whether it is how Python says that the machine, or a limit of this service, has no thread left."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def _train(
