@@ -6,15 +6,17 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final
+from types import MappingProxyType
+from typing import IO, Any, Final
 
 from sovfed.federation.errors import (
     ConfigError,
@@ -238,6 +240,29 @@ def read_whole(path: Path, most: int) -> bytes:
             return file.read(status.st_size)
     except OSError as error:
         raise not_read(path, error, EvidenceError(f"{path}: not readable")) from error
+
+
+def read_object(path: Path, needed: Mapping[str, Any] = MappingProxyType({}), otherwise: str = "") -> dict[str, Any]:
+    """The JSON object in `path`, which a process of ours wrote whole; `needed`: keys and the types of their values.
+
+    Raises ConfigError where a disk or a hand has left something else; it says to restore it, or do what `otherwise`
+    says.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        values = None
+    if isinstance(values, dict) and all(isinstance(values.get(key), kind) for key, kind in needed.items()):
+        return values
+    raise damaged(path, otherwise)
+
+
+def damaged(path: Path, otherwise: str = "") -> ConfigError:
+    """What to raise where the file `path`, which a process of ours wrote whole, is something else."""
+    more = f", or {otherwise}" if otherwise else ""
+    return ConfigError(
+        f"{path} is damaged: what a disk or a hand has left is not what was written; restore it from a backup{more}"
+    )
 
 
 def read_bounded(path: Path) -> bytes:

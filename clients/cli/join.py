@@ -195,7 +195,10 @@ def _enrol(home: Path, invitation: Invitation | None, authority: str | None, yes
             return
         click.echo(f"identity: the certificate of {name} has ended; it is enrolled anew, its ledger and journal stay")
     if invitation is None:
-        raise ConfigError("no invitation: ask the agency for one (`sovfed server admit NAME`) and name its file")
+        raise ConfigError(
+            "no invitation: ask the agency for one (`sovfed server admit NAME`; of whom it knows already, "
+            "`sovfed server remove NAME` first) and name its file"
+        )
     check_invitation(home, invitation, time.time())
     before = kept_invitation(home)
     if before is None or before.root != invitation.root or authority is not None:

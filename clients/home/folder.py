@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = "client.yaml"
 FOLDERS: Final = ("identity", "secrets", "logs", "state")
+NODE_ID: Final = Path("state/node_id")  # under which the agency knew the node when it was last online
 RUNTIME_SECRET: Final = Path("secrets/loopback.secret")  # shown with every request to the SuperNode's Runtime port
 TASK_SECRET: Final = Path("secrets/superexec.secret")  # Flower's own: signs the claim of a task
 NEXT_CERTIFICATE: Final = "next_cert.pem"  # in identity/: a renewal that was interrupted between two files

@@ -22,6 +22,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sovfed.clients.home.folder import NODE_ID
 from sovfed.clients.node.agency import open_channel, poll, why_not
 from sovfed.federation.certificates import (
     InstitutionNames,
@@ -97,7 +98,7 @@ def enrol(
     the agency refuses, ServiceError when the time is over: call again, the same request goes on waiting.
 
     A home whose certificate has ended, since it was off for longer than that lasts, is enrolled anew as the same
-    institution: its keys, ledger and journal stay.
+    institution: its key, ledger and journal stay. Its node's key is made anew, since Flower registers none twice.
     """
     root = parse_certificate(invitation.root.encode(), "invitation's root")
     if authority is not None and certificate_fingerprint(root) != plain_fingerprint(authority):
@@ -108,6 +109,9 @@ def enrol(
         known = load_institution(home).name
         if known != name or not has_ended(identity):
             raise IdentityError(f"{home}: already enrolled as {known!r}")
+        if not (identity / "request.csr").exists():
+            for path in (identity / "node_key", home / NODE_ID):
+                path.unlink(missing_ok=True)
     key, node_key = own_key(identity), own_node_key(identity)
     names = InstitutionNames(name, node_key_digest(node_key.public_key()))
     csr = signing_request(identity / "request.csr", key, names)

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.database import reading, writing
 from sovfed.federation.errors import EvidenceError, IdentityError
@@ -179,18 +179,29 @@ def trusting(origin: str) -> str:
 def problems(home: Path) -> dict[str, str]:
     """Why which logs are not cosigned, by origin. Raises EvidenceError if that cannot be read."""
     path = home / SPLIT
+    try:
+        return {str(origin): str(problem["why"]) for origin, problem in _noted(path).items()}
+    except (TypeError, KeyError) as error:
+        raise EvidenceError(f"{path}: cannot be read") from error
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What `note_split` has written; nothing where it has not. Raises EvidenceError if it cannot be read."""
     if not path.exists():
         return {}
     try:
-        return {str(origin): str(problem["why"]) for origin, problem in json.loads(read_private(path)).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        values = json.loads(read_private(path))
+    except ValueError as error:
         raise EvidenceError(f"{path}: cannot be read") from error
+    if not isinstance(values, dict):
+        raise EvidenceError(f"{path}: cannot be read")
+    return values
 
 
 def forget(home: Path, origin: str) -> bool:
     """Take the log `origin` as it is shown next, whatever was seen before; whether anything was."""
     path = home / SPLIT
-    kept = json.loads(read_private(path)) if path.exists() else {}
+    kept = _noted(path)
     known = kept.pop(origin, None) is not None
     if known:
         write_private(path, json.dumps(kept, indent=1).encode()) if kept else path.unlink()
@@ -218,7 +229,7 @@ def _require_goes_on(
 def note_split(home: Path, origin: str, why: str, note: bytes) -> None:
     """Write down `why` the log `origin` is not cosigned any more; `note` is the head that shows it."""
     path = private_directory(home / WITNESS_FOLDER) / Path(SPLIT).name
-    kept = json.loads(read_private(path)) if path.exists() else {}
+    kept = _noted(path)
     kept.setdefault(origin, {"why": why, "at": int(time.time()), "note": note.decode(errors="replace")})
     write_private(path, json.dumps(kept, indent=1).encode())
 

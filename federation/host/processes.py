@@ -120,12 +120,15 @@ def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> l
             list(argv), env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             cwd=home,
         )  # fmt: skip
-    while started.poll() is None:
-        status = read_status(home)
-        if status is not None and (status.ready or status.waits):
-            started.returncode = 0  # it goes on without us, and nobody will wait for it
-            return status.complaints
-        time.sleep(2 * _POLL_S)
+    try:
+        while started.poll() is None:
+            status = read_status(home)
+            if status is not None and (status.ready or status.waits):
+                started.returncode = 0  # it goes on without us, and nobody will wait for it
+                return status.complaints
+            time.sleep(2 * _POLL_S)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"it goes on starting in the background (process {started.pid}); see {log}") from None
     raise ServiceError(log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: "))
 
 

@@ -164,9 +164,15 @@ class Overview:
         begun = (path.parent / STATE).exists()
         return OrderView(
             name, self._status(name) if begun else "proposed", tuple(order_lines(proposal)),
-            tuple(said_lines(proposal, read_answers(path.parent))), tuple(foreseen(self._home, proposal.order)),
+            self._said(proposal, path.parent), tuple(foreseen(self._home, proposal.order)),
             officer_commands(name), str(path), approved(self._home, proposal).lacking,
         )  # fmt: skip
+
+    def _said(self, proposal: Proposal, folder: Path) -> tuple[str, ...]:
+        try:
+            return tuple(said_lines(proposal, read_answers(folder)))
+        except ConfigError as error:  # damaged: the other orders are shown all the same
+            return (str(error),)
 
     def _status(self, name: str) -> str:
         try:

@@ -86,13 +86,23 @@ def check_home(home: Path, crl_source: str | None = None) -> Trust:
     try:
         read_private(identity / "key.pem")
         trust = Trust(identity)
-        trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
+        _check_own(trust, identity)
         tls_context(identity)
     except NotValidNowError:
         raise
     except (IdentityError, ssl.SSLError) as error:
         raise ServiceError(f"{identity}: not safe to serve with: {error}") from error
     return trust
+
+
+def _check_own(trust: Trust, identity: Path) -> None:
+    try:
+        trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
+    except NotValidNowError as error:
+        raise NotValidNowError(
+            f"{error}; where it ended while this agency was off: `sovfed authority sign {identity / 'server.csr'} "
+            "--server --out server.pem`, then `sovfed server certificate server.pem ROOT CRL`, and all else goes on"
+        ) from error
 
 
 def check_loopback(listener: socket.socket) -> None:

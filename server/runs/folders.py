@@ -7,14 +7,14 @@ import json
 import secrets
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, EvidenceError, ServiceError
-from sovfed.federation.files import read_private, read_whole, write_private
+from sovfed.federation.files import damaged, read_object, read_private, read_whole, write_private
 from sovfed.federation.host.status import is_locked
 from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.schema import bind, nearest
@@ -218,7 +218,8 @@ def read_run(home: Path, name: str, control: ControlClient | None = None) -> dic
     try:
         return _read_run(home, name, control)
     except (LookupError, TypeError, ValueError) as error:  # settings that no version has written
-        raise _damaged(run_folder(home, name) / STATE) from error
+        folder = run_folder(home, name)
+        raise damaged(folder / STATE, _away(folder)) from error
 
 
 def _read_run(home: Path, name: str, control: ControlClient | None) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _readable(home: Path, folder: Path, control: ControlClient | None) -> dict[s
 def read_summary(home: Path, name: str) -> dict[str, Any] | None:
     """The finished run's summary, None before. Raises ConfigError if it is damaged."""
     path = run_folder(home, name) / "summary.json"
-    return _read_object(path, {}) if path.exists() else None
+    return read_object(path, otherwise=_away(path.parent)) if path.exists() else None
 
 
 def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
@@ -320,22 +321,8 @@ def read_state(home: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         names = [state.parent.name for state in (home / "runs").glob(f"*/{STATE}")]
         raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")
-    return _read_object(path, NEEDED)
+    return read_object(path, NEEDED, _away(path.parent))
 
 
-def _read_object(path: Path, needed: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object in `path`, which a process of ours wrote whole. ConfigError unless it has what is `needed`."""
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise _damaged(path) from error
-    if not isinstance(values, dict) or not all(isinstance(values.get(key), kind) for key, kind in needed.items()):
-        raise _damaged(path)
-    return values
-
-
-def _damaged(path: Path) -> ConfigError:
-    return ConfigError(
-        f"{path} is damaged: what a disk or a hand has left of it cannot be read; restore it from a backup, or move "
-        f"{path.parent} out of the home, and start another run"
-    )
+def _away(folder: Path) -> str:
+    return f"move {folder} out of the home, and start another run"

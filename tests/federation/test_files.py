@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sovfed.clients.home.settings import read_settings
-from sovfed.federation.errors import IdentityError, NotReadNowError, PolicyError, SovfedError
-from sovfed.federation.files import read_bounded, read_plain, read_private, read_whole, write_private
+from sovfed.federation.errors import ConfigError, IdentityError, NotReadNowError, PolicyError, SovfedError
+from sovfed.federation.files import read_bounded, read_object, read_plain, read_private, read_whole, write_private
 
 READERS = (
     read_private,
@@ -56,3 +56,13 @@ def test_a_file_that_is_not_there_is_no_shortage(tmp_path: Path, read: Callable[
     with pytest.raises(SovfedError) as told:
         read(tmp_path / "key")
     assert isinstance(told.value, IdentityError | PolicyError) and not isinstance(told.value, NotReadNowError)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(9), b"[]", b"null", b"\xff", b'{"status": 5}'])
+def test_an_object_that_is_no_longer_what_was_written_is_damaged(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(b'{"status": "running", "more": 1}')
+    assert read_object(path, {"status": str})["more"] == 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"run\.json is damaged: .* restore it from a backup, or ask dr-ito"):
+        read_object(path, {"status": str}, "ask dr-ito")

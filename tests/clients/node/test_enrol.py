@@ -122,7 +122,7 @@ def test_a_home_that_was_off_for_longer_than_its_certificate_lasts_is_enrolled_a
     agency.enrol(home, "hospital-1")
     with pytest.raises(IdentityError, match="already enrolled as 'hospital-1'"):
         enrol(home, dataclasses.replace(agency.invite("hospital-2"), institution="hospital-1"), 5)
-    kept = {path: (home / path).read_bytes() for path in ("identity/key.pem", "identity/node_key", "secagg/journal")}
+    kept = {path: (home / path).read_bytes() for path in ("identity/key.pem", "secagg/journal")}
     key = key_from_pem(kept["identity/key.pem"], "key")
     request = to_pem(create_csr(key, names_of(load_certificate(home / "identity" / "cert.pem"))))
     past = authority.sign(agency.authority, request, days=30, now=NOW - timedelta(days=40))
@@ -133,6 +133,8 @@ def test_a_home_that_was_off_for_longer_than_its_certificate_lasts_is_enrolled_a
     assert agency.enrol(home, "hospital-1").name == "hospital-1"
     assert load_certificate(home / "identity" / "cert.pem").not_valid_after_utc > NOW
     assert {path: (home / path).read_bytes() for path in kept} == kept
+    first, second = (key for key, _ in agency.registered)
+    assert first != second  # Flower: "Public key already in use."
 
 
 def test_a_registry_that_is_away_is_waited_for(tmp_path: Path) -> None:
