@@ -34,6 +34,7 @@ from sovfed.federation.errors import (
     SovfedError,
     TrainingError,
 )
+from sovfed.federation.host.begin import end_without_memory
 from sovfed.federation.host.heap import keep_loaded
 from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.logs import log_to_stderr
@@ -247,6 +248,7 @@ def main() -> int:
     if args.spare:
         write_output_to(Path(task["log"]))
     log_to_stderr(_log_form(args.home))
+    end_without_memory()
     keep_loaded()
     return run(args.home, args.port, task["token"], lambda grid, context, spec: serve_run(grid, spec, args.home))
 
