@@ -30,18 +30,9 @@ from sovfed.federation.errors import (
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 LOOKED_AT: Final = 10_000  # names of a folder
 LOCKED_S, LOOK_S = 30.0, 0.02  # for which a folder's lock is waited for, and between two looks
-PASSING: Final = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EINTR,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)  # of reading a file: no descriptor, memory or answer of a disk or share to be had
+PASSING: Final = frozenset({
+    errno.EAGAIN, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
+})  # fmt: skip  # of reading a file: no descriptor, memory or answer of a disk or share to be had
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
