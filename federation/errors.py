@@ -6,6 +6,7 @@
     │   ├── EvidenceError     a log, its head or a release was changed, or is not what was shown before
     │   ├── InvitationError   an invitation's token does
     │   ├── NotValidNowError  by the clock: it did, or will, or the clock is wrong
+    │   ├── NotReadNowError   cannot be read, for want of what comes back: a descriptor, a disk's answer
     │   └── TooManyTriesError several passphrases in a row did not: whoever tries waits
     ├── ProtocolError     a message from another process is malformed, oversized or out of place
     │   └── WholeModelError   it is a change of a model that is not here
@@ -57,6 +58,10 @@ class TooManyTriesError(IdentityError):
 
 class NotValidNowError(IdentityError):
     """What does not hold by the clock alone may hold later: whoever meets it waits, and is not over."""
+
+
+class NotReadNowError(IdentityError):
+    """A file is there and may be read, but not now: nothing is said of it, and whoever needs it tries again."""
 
 
 class EvidenceError(IdentityError):

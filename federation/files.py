@@ -6,21 +6,33 @@ import contextlib
 import difflib
 import errno
 import fcntl
+import json
 import os
 import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final
+from types import MappingProxyType
+from typing import IO, Any, Final
 
-from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError, ServiceError
+from sovfed.federation.errors import (
+    ConfigError,
+    EvidenceError,
+    IdentityError,
+    NotReadNowError,
+    ServiceError,
+    SovfedError,
+)
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # of a key, certificate or revocation list
 LOOKED_AT: Final = 10_000  # names of a folder
 LOCKED_S, LOOK_S = 30.0, 0.02  # for which a folder's lock is waited for, and between two looks
+PASSING: Final = frozenset({
+    errno.EAGAIN, errno.EINTR, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT,
+})  # fmt: skip  # of reading a file: no descriptor, memory or answer of a disk or share to be had
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
@@ -124,6 +136,16 @@ def check_new(path: Path) -> None:
         raise ConfigError(f"{path} exists; choose another name")
 
 
+def not_read(path: Path, error: OSError, otherwise: SovfedError) -> SovfedError:
+    """What to raise where `path` could not be read for `error`: NotReadNowError if that passes, `otherwise` if not.
+
+    A process that ends for good over a file must not do so because the machine was short of something.
+    """
+    if error.errno not in PASSING:
+        return otherwise
+    return NotReadNowError(f"{path}: cannot be read now: {error.strerror or error}")
+
+
 def write_private(path: Path, data: bytes) -> None:
     """`write_atomic`, readable by the owner alone from its first byte."""
     write_atomic(path, data, 0o600)
@@ -143,7 +165,7 @@ def read_private(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise IdentityError(f"{path}: secret file missing or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: secret file missing or not readable")) from error
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
         if status.st_mode & 0o177077 != 0o100000 or status.st_uid != os.geteuid():
@@ -196,7 +218,7 @@ def read_plain(path: Path) -> bytes:
         with open_plain(path) as file:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise IdentityError(f"{path}: missing, no plain file or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: missing, no plain file or not readable")) from error
 
 
 def read_whole(path: Path, most: int) -> bytes:
@@ -208,7 +230,30 @@ def read_whole(path: Path, most: int) -> bytes:
                 raise EvidenceError(f"{path}: no file of at most {most} bytes")
             return file.read(status.st_size)
     except OSError as error:
-        raise EvidenceError(f"{path}: not readable") from error
+        raise not_read(path, error, EvidenceError(f"{path}: not readable")) from error
+
+
+def read_object(path: Path, needed: Mapping[str, Any] = MappingProxyType({}), otherwise: str = "") -> dict[str, Any]:
+    """The JSON object in `path`, which a process of ours wrote whole; `needed`: keys and the types of their values.
+
+    Raises ConfigError where a disk or a hand has left something else; it says to restore it, or do what `otherwise`
+    says.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        values = None
+    if isinstance(values, dict) and all(isinstance(values.get(key), kind) for key, kind in needed.items()):
+        return values
+    raise damaged(path, otherwise)
+
+
+def damaged(path: Path, otherwise: str = "") -> ConfigError:
+    """What to raise where the file `path`, which a process of ours wrote whole, is something else."""
+    more = f", or {otherwise}" if otherwise else ""
+    return ConfigError(
+        f"{path} is damaged: what a disk or a hand has left is not what was written; restore it from a backup{more}"
+    )
 
 
 def read_bounded(path: Path) -> bytes:
@@ -217,7 +262,7 @@ def read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise IdentityError(f"{path}: missing or not readable") from error
+        raise not_read(path, error, IdentityError(f"{path}: missing or not readable")) from error
 
 
 @contextlib.contextmanager

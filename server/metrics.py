@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sovfed.server.runs.control import NodeRecord
 
 RUNS: Final = 20  # that are told of, the newest beside the active ones
-STATUSES: Final = ("starting", "running", "interrupted", "stopping", "finished", "failed", "stopped")
+STATUSES: Final = ("starting", "running", "interrupted", "stopping", "finished", "failed", "stopped", "damaged")
 
 
 def agency_metrics(home: Path) -> Iterator[Metric]:

@@ -22,7 +22,8 @@ from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
 from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import TRACKING, python_command, quiet_environment
-from sovfed.federation.host.settings import settings_file
+from sovfed.federation.host.settings import FILE as SETTINGS_FILE
+from sovfed.federation.host.settings import passing
 from sovfed.server.home import SETTINGS, load_settings
 from sovfed.server.runs.mlflow_page import PASSWORD, USER
 
@@ -30,9 +31,9 @@ START_TIMEOUT_S: Final = 90.0
 
 
 def processes(home: Path, config: ServerConfig, tracking: TrackingConfig) -> list[Process]:
-    """The agency's processes in starting order."""
+    """The agency's processes in starting order. They read `settings_file`, which must be written before that."""
     env = quiet_environment(home, TRACKING)
-    settings = settings_file(home, config)
+    settings = home / SETTINGS_FILE
 
     def process(name: str, module: str, ready: Callable[[], bool] | None) -> Process:
         argv = python_command(f"sovfed.server.{module}", "--home", str(home), "--config", str(settings))
@@ -73,9 +74,9 @@ def make_supervisor(home: Path) -> Supervisor:
     Noting.leave_nothing(home)  # what a coordinator that died has left; or whoever starts it is told what to do
     settled = hashlib.sha256((home / SETTINGS).read_bytes()).hexdigest()
     record_change(home, "policy", settings=settled, version=__version__)
+    beside = passing(home, settings.server, watch(home, settings.server))
     return Supervisor(
-        home, processes(home, settings.server, settings.tracking), settings.server.log_format,
-        watch(home, settings.server),
+        home, processes(home, settings.server, settings.tracking), settings.server.log_format, beside
     )  # fmt: skip
 
 

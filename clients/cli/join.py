@@ -192,18 +192,23 @@ def _look_at_records(home: Path) -> None:
 
 def _enrol(home: Path, invitation: Invitation | None, authority: str | None, yes: bool, timeout_s: float) -> None:
     from sovfed.clients.home.folder import proxy_setting
-    from sovfed.clients.node.enrol import INSTITUTION_FILE, enrol, load_institution
+    from sovfed.clients.node.enrol import INSTITUTION_FILE, enrol, has_ended, load_institution
     from sovfed.clients.node.join import check_invitation, forget_invitation, keep_invitation, kept_invitation
 
     if (home / "identity" / INSTITUTION_FILE).exists():
         name = load_institution(home).name
         if invitation is not None and invitation.institution != name:
             raise IdentityError(f"{home} is {name!r}, the invitation is for {invitation.institution!r}; another --home")
-        click.echo(f"identity: enrolled as {name}")
-        forget_invitation(home)
-        return
+        if not has_ended(home / "identity"):
+            click.echo(f"identity: enrolled as {name}")
+            forget_invitation(home)
+            return
+        click.echo(f"identity: the certificate of {name} has ended; it is enrolled anew, its ledger and journal stay")
     if invitation is None:
-        raise ConfigError("no invitation: ask the agency for one (`sovfed server admit NAME`) and name its file")
+        raise ConfigError(
+            "no invitation: ask the agency for one (`sovfed server admit NAME`; of whom it knows already, "
+            "`sovfed server remove NAME` first) and name its file"
+        )
     check_invitation(home, invitation, time.time())
     before = kept_invitation(home)
     if before is None or before.root != invitation.root or authority is not None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = "client.yaml"
 FOLDERS: Final = ("identity", "secrets", "logs", "state")
+NODE_ID: Final = Path("state/node_id")  # under which the agency knew the node when it was last online
 RUNTIME_SECRET: Final = Path("secrets/loopback.secret")  # shown with every request to the SuperNode's Runtime port
 TASK_SECRET: Final = Path("secrets/superexec.secret")  # Flower's own: signs the claim of a task
 NEXT_CERTIFICATE: Final = "next_cert.pem"  # in identity/: a renewal that was interrupted between two files
@@ -141,8 +142,9 @@ def check_enrolled(home: Path, now: datetime) -> None:
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         raise NotValidNowError(
             f"{identity / 'cert.pem'}: valid from {certificate.not_valid_before_utc:%F %R} to "
-            f"{certificate.not_valid_after_utc:%F %R}, and this machine's clock says {now:%F %R} UTC; enrol again or "
-            "renew, or set the clock"
+            f"{certificate.not_valid_after_utc:%F %R}, and this machine's clock says {now:%F %R} UTC; set the clock, "
+            "or, where it ended while this node was off: `sovfed client join` with a new invitation, for which the "
+            "agency types `sovfed server remove NAME` and `sovfed server admit NAME`"
         )
     key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))
     if key.public_key() != certificate.public_key():

@@ -8,6 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from sovfed.federation.errors import ConfigError, SovfedError
+from sovfed.federation.files import not_read
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +23,9 @@ def read_settings(path: Path, error: type[SovfedError] = ConfigError) -> dict[st
 
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as problem:
+    except OSError as problem:
+        raise not_read(path, problem, error(f"{path}: cannot be read: {problem}")) from problem
+    except (UnicodeDecodeError, yaml.YAMLError) as problem:
         raise error(f"{path}: cannot be read: {problem}") from problem
     if not isinstance(settings, dict):
         raise error(f"{path}: expected lines 'name: value', got {type(settings).__name__}")

@@ -22,6 +22,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sovfed.clients.home.folder import NODE_ID
 from sovfed.clients.node.agency import open_channel, poll, why_not
 from sovfed.federation.certificates import (
     InstitutionNames,
@@ -43,6 +44,7 @@ from sovfed.federation.identity import (
     install_crl,
     issuer_of,
     lists_of,
+    load_certificate,
     node_key_bytes,
     node_key_digest,
     parse_certificate,
@@ -94,6 +96,9 @@ def enrol(
     refused. `announce` is told both fingerprints before the wait, `told` what is waited for; `proxy` is `client.proxy`.
     Raises IdentityError if anything does not hold or
     the agency refuses, ServiceError when the time is over: call again, the same request goes on waiting.
+
+    A home whose certificate has ended, since it was off for longer than that lasts, is enrolled anew as the same
+    institution: its key, ledger and journal stay. Its node's key is made anew, since Flower registers none twice.
     """
     root = parse_certificate(invitation.root.encode(), "invitation's root")
     if authority is not None and certificate_fingerprint(root) != plain_fingerprint(authority):
@@ -101,7 +106,12 @@ def enrol(
     name = check_institution_name(invitation.institution)
     identity = private_directory(private_directory(home) / "identity")
     if (identity / INSTITUTION_FILE).exists():
-        raise IdentityError(f"{home}: already enrolled as {load_institution(home).name!r}")
+        known = load_institution(home).name
+        if known != name or not has_ended(identity):
+            raise IdentityError(f"{home}: already enrolled as {known!r}")
+        if not (identity / "request.csr").exists():
+            for path in (identity / "node_key", home / NODE_ID):
+                path.unlink(missing_ok=True)
     key, node_key = own_key(identity), own_node_key(identity)
     names = InstitutionNames(name, node_key_digest(node_key.public_key()))
     csr = signing_request(identity / "request.csr", key, names)
@@ -143,6 +153,11 @@ def enrol(
     write_atomic(identity / INSTITUTION_FILE, json.dumps(asdict(institution), indent=2).encode() + b"\n")
     (identity / "request.csr").unlink()
     return institution
+
+
+def has_ended(identity: Path, now: datetime | None = None) -> bool:
+    """Whether the certificate in `identity/` has ended: it renews nothing any more. Raises IdentityError."""
+    return load_certificate(identity / "cert.pem").not_valid_after_utc <= (now or datetime.now(UTC))
 
 
 def plain_fingerprint(text: str) -> str:

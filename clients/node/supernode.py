@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.clients.home.folder import RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_node_key
+from sovfed.clients.home.folder import NODE_ID, RUNTIME_SECRET, TASK_SECRET, check_enrolled, load_node_key
 from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import NotValidNowError, ProtocolError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_private
@@ -48,6 +48,7 @@ from sovfed.federation.wire.proxy import proxy_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import httpx
     import uvicorn
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from flwr.app import Message
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from flwr.supernode.nodestate import NodeStateFactory
 
 LOOPBACK: Final = "127.0.0.1"
-NODE_ID: Final = Path("state/node_id")
 REPLY_SLEEP_S: Final = 0.05  # Flower: 0.5
 PULL_SLEEPS_S: Final = (0.2, 1.0)  # Flower: 3; the pause grows while nothing comes
 OBJECT_WAIT_S: Final = (0.05, 1.0)  # Flower: 1 to 10; while an object is still being uploaded to the SuperLink
@@ -277,7 +277,11 @@ def serve_runtime(factory: NodeStateFactory, home: Path, port: int, bell: Bell) 
 
 
 def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey) -> None:
-    """Deactivate the node that an earlier process of ours left online. Waits for the SuperLink if it is away."""
+    """Deactivate the node that an earlier process of ours left online. Waits for the SuperLink if it is away.
+
+    One that is not this key's, as where the home was enrolled anew or restored from a copy, is forgotten: the process
+    ends as for a node that the agency does not know, and its next start is as the first.
+    """
     import httpx
     from flwr.proto.fleet_pb2 import DeactivateNodeRequest
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -302,8 +306,21 @@ def sign_off(home: Path, address: str, root: bytes, key: EllipticCurvePrivateKey
             log.info("signed off node %d, which had been left online", node_id)
         except httpx.HTTPStatusError as error:
             log.info("node %d was not online (status %d)", node_id, error.response.status_code)
+        except KeyboardInterrupt as stopped:
+            if _is_unknown(stopped):
+                (home / NODE_ID).unlink(missing_ok=True)
+            raise
         except RunNotRunningException as error:  # Flower's name for a 403
             raise ServiceError(f"{address} refuses this institution's certificate or node key") from error
+
+
+def _is_unknown(stopped: KeyboardInterrupt) -> httpx.HTTPStatusError | None:
+    """The answer of an agency that does not know the node, if Flower has interrupted its own process for that."""
+    import httpx
+
+    refused = stopped.__context__
+    is_it = isinstance(refused, httpx.HTTPStatusError) and refused.response.status_code == UNKNOWN
+    return refused if is_it else None
 
 
 @contextlib.contextmanager
@@ -317,8 +334,7 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        refused = stopped.__context__
-        if not isinstance(refused, httpx.HTTPStatusError) or refused.response.status_code != UNKNOWN:
+        if (refused := _is_unknown(stopped)) is None:
             raise
         raise ServiceError(
             f"{refused.request.url.netloc.decode()} does not know this institution's node (status {UNKNOWN}): the "

@@ -32,7 +32,8 @@ from sovfed.federation.host.ports import check_ports
 from sovfed.federation.host.processes import Process, Supervisor, listening, read_status, start_detached
 from sovfed.federation.host.pulse import pulse_file
 from sovfed.federation.host.quiet import python_command, quiet_environment
-from sovfed.federation.host.settings import settings_file
+from sovfed.federation.host.settings import FILE as SETTINGS_FILE
+from sovfed.federation.host.settings import passing
 from sovfed.federation.wire.loopback import ensure_secret
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ START_TIMEOUT_S: Final = 120.0  # of one process: torch and CUDA load slowly fro
 
 
 def processes(home: Path, config: ClientConfig) -> list[Process]:
-    """The institution's processes in starting order; `config.runtime_port` must be chosen."""
-    env, settings = quiet_environment(home), settings_file(home, config)
+    """The institution's processes in starting order; `config.runtime_port` must be chosen.
+
+    They read `settings_file`, which must be written before the first one starts.
+    """
+    env, settings = quiet_environment(home), home / SETTINGS_FILE
 
     def process(name: str, ready: Callable[[], bool] | None, timeout_s: float = START_TIMEOUT_S) -> Process:
         argv = python_command("sovfed.clients.node.sandbox", name, "--home", str(home), "--config", str(settings))
@@ -92,7 +96,8 @@ def make_supervisor(home: Path, config: ClientConfig | None = None) -> Superviso
     check_ports(home, home / SETTINGS, {name: ("127.0.0.1", port) for name, port in ports.items() if port})
     if config.runtime_port == 0:
         config = dataclasses.replace(config, runtime_port=_free_port())
-    return Supervisor(home, processes(home, config), config.log_format, watch(home, config))
+    beside = passing(home, config, watch(home, config))
+    return Supervisor(home, processes(home, config), config.log_format, beside)
 
 
 def purge_what_ended(home: Path, policy: Policy) -> None:

@@ -184,8 +184,8 @@ def trust(home: Path, origin: str) -> None:
 
     \b
     Examples:
-      sovfed server log trust hospital-1
-      sovfed client log trust agency
+      sovfed server log trust sovfed/institution/hospital-1
+      sovfed client log trust sovfed/agency/fed.example.org
     """
     from sovfed.federation.errors import ConfigError
     from sovfed.federation.evidence.store import record

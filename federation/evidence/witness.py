@@ -1,7 +1,7 @@
 """What this home has seen of the logs of others, and which of them have cosigned its own: `witness/heads.db`.
 
 A log is cosigned only where it goes on from what was seen before. One that does not was rolled back, written anew, or
-is shown to others in another form: it is not cosigned again before the operator has said so (`sovfed log trust`).
+is shown to others in another form: it is not cosigned again before the operator has said so (`trusting`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.database import reading, writing
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import (
+    AGENCY,
     VOUCHER,
     WITNESS_FOLDER,
     WITNESS_KEY,
@@ -89,7 +90,7 @@ def watch(home: Path, voucher: Voucher, note: bytes, proof: Sequence[bytes]) -> 
         with _database(home) as db:
             row = db.execute("SELECT keys, note FROM seen WHERE origin = ?", (head.origin,)).fetchone()
             if head.origin in problems(home):
-                raise EvidenceError(f"log {head.origin}: not cosigned before `sovfed log trust {head.origin}`")
+                raise EvidenceError(f"log {head.origin}: not cosigned before {trusting(head.origin)}")
             if row is not None:
                 _require_goes_on(read_voucher(bytes(row[0])), read_checkpoint(bytes(row[1])), voucher, head, proof)
             if row is None or bytes(row[1]) != note:
@@ -168,21 +169,39 @@ def _kept(home: Path, table: str) -> list[tuple[Voucher, bytes]]:
     return [(read_voucher(bytes(keys)), bytes(note)) for keys, note in rows]
 
 
+def trusting(origin: str) -> str:
+    """What its operator has to type, and where, for the log `origin` to be taken as it is shown next."""
+    if origin.startswith(AGENCY):
+        return f"`sovfed client log trust {origin}`"
+    return f"`sovfed server log trust {origin}` at the agency"
+
+
 def problems(home: Path) -> dict[str, str]:
     """Why which logs are not cosigned, by origin. Raises EvidenceError if that cannot be read."""
     path = home / SPLIT
+    try:
+        return {str(origin): str(problem["why"]) for origin, problem in _noted(path).items()}
+    except (TypeError, KeyError) as error:
+        raise EvidenceError(f"{path}: cannot be read") from error
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What `note_split` has written; nothing where it has not. Raises EvidenceError if it cannot be read."""
     if not path.exists():
         return {}
     try:
-        return {str(origin): str(problem["why"]) for origin, problem in json.loads(read_private(path)).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        values = json.loads(read_private(path))
+    except ValueError as error:
         raise EvidenceError(f"{path}: cannot be read") from error
+    if not isinstance(values, dict):
+        raise EvidenceError(f"{path}: cannot be read")
+    return values
 
 
 def forget(home: Path, origin: str) -> bool:
     """Take the log `origin` as it is shown next, whatever was seen before; whether anything was."""
     path = home / SPLIT
-    kept = json.loads(read_private(path)) if path.exists() else {}
+    kept = _noted(path)
     known = kept.pop(origin, None) is not None
     if known:
         write_private(path, json.dumps(kept, indent=1).encode()) if kept else path.unlink()
@@ -210,7 +229,7 @@ def _require_goes_on(
 def note_split(home: Path, origin: str, why: str, note: bytes) -> None:
     """Write down `why` the log `origin` is not cosigned any more; `note` is the head that shows it."""
     path = private_directory(home / WITNESS_FOLDER) / Path(SPLIT).name
-    kept = json.loads(read_private(path)) if path.exists() else {}
+    kept = _noted(path)
     kept.setdefault(origin, {"why": why, "at": int(time.time()), "note": note.decode(errors="replace")})
     write_private(path, json.dumps(kept, indent=1).encode())
 

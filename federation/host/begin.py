@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import threading
 from pathlib import Path
 
 from sovfed.federation.host.logs import log_to_stderr
@@ -23,6 +25,32 @@ def begin(description: str, arguments: list[str] | None = None) -> tuple[Path, P
     parser.add_argument("--config", type=Path, required=True, help="private file with its settings as JSON")
     options = parser.parse_args(arguments)
     log_to_stderr()
+    end_without_memory()
     os.umask(0o077)
     be_quiet(options.home)
     return options.home, options.config
+
+
+def end_without_memory() -> None:
+    """Have this process end as soon as one of its threads does for want of memory; its supervisor starts a whole one.
+
+    What that thread was to do is done by no other: a server that lost one is alive, and whoever asks it waits for ever.
+    """
+    told, unraisable = threading.excepthook, sys.unraisablehook
+
+    def end_thread(failure: threading.ExceptHookArgs) -> None:
+        told(failure)
+        _end_if(failure.exc_type)
+
+    def end_unraisable(failure: sys.UnraisableHookArgs) -> None:  # a thread that fails before it has begun
+        unraisable(failure)
+        _end_if(failure.exc_type)
+
+    threading.excepthook, sys.unraisablehook = end_thread, end_unraisable
+
+
+def _end_if(kind: type[BaseException]) -> None:
+    if issubclass(kind, MemoryError):
+        sys.stderr.write("a thread has ended for want of memory, and this process with it\n")
+        sys.stderr.flush()
+        os._exit(1)

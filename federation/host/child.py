@@ -90,13 +90,24 @@ class Child:
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd=self._home,
                 umask=0o077,
             )  # fmt: skip
-        except OSError as error:
-            self.log.write(f"cannot start {self.process.argv[0]}: {error}")
+            copier = threading.Thread(target=self._copy_output, args=(self.popen,), daemon=True)
+            copier.start()
+        except (OSError, RuntimeError, MemoryError) as error:  # no process, thread or memory is to be had
+            self.log.write(f"cannot start {self.process.argv[0]}: {str(error) or type(error).__name__}")
+            self._end_unheard()
             self._back_off(None)
             return
-        self._copier = threading.Thread(target=self._copy_output, args=(self.popen,), daemon=True)
-        self._copier.start()
+        self._copier = copier
         self._become("ready" if self.process.ready is None else "starting")
+
+    def _end_unheard(self) -> None:
+        """End a process that was started and whose output nobody copies."""
+        if self.popen is not None:
+            self.signal(signal.SIGKILL)
+            self.popen.wait()
+            if self.popen.stdout is not None:
+                self.popen.stdout.close()
+            self.popen = None
 
     def step(self) -> None:
         """Notice an exit, a readiness, or the end of a pause."""
@@ -110,6 +121,7 @@ class Child:
             if code is not None:
                 self.signal(signal.SIGKILL)  # whatever it left in its session
                 self._hear_out()
+                self.popen = None  # its number may be another's soon
                 self.log.write(f"exited with code {code}")
                 self._back_off(code)
             elif self.state == "starting" and self.process.ready is not None:

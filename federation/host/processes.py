@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,6 +33,7 @@ from sovfed.federation.addresses import socket_path
 from sovfed.federation.errors import (
     ConfigError,
     IdentityError,
+    NotReadNowError,
     NotValidNowError,
     PolicyError,
     PrivacyError,
@@ -45,6 +47,7 @@ from sovfed.federation.host.status import (
     ProcessStatus,
     Status,
     read_status,
+    status_stamp,
     stop_supervisor,
     supervising,
     write_status,
@@ -84,7 +87,7 @@ def exit_code(error: SovfedError) -> int:
     """What a child's main exits with for `error`: 2 and 3 are final, 1 is tried again, and `WAITS` for ever."""
     if isinstance(error, ConfigError):
         return 2
-    if isinstance(error, NotValidNowError):
+    if isinstance(error, NotValidNowError | NotReadNowError):
         return WAITS
     return 3 if isinstance(error, IdentityError | PolicyError | PrivacyError) else 1
 
@@ -117,12 +120,15 @@ def start_detached(argv: Sequence[str], env: Mapping[str, str], home: Path) -> l
             list(argv), env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             cwd=home,
         )  # fmt: skip
-    while started.poll() is None:
-        status = read_status(home)
-        if status is not None and (status.ready or status.waits):
-            started.returncode = 0  # it goes on without us, and nobody will wait for it
-            return status.complaints
-        time.sleep(2 * _POLL_S)
+    try:
+        while started.poll() is None:
+            status = read_status(home)
+            if status is not None and (status.ready or status.waits):
+                started.returncode = 0  # it goes on without us, and nobody will wait for it
+                return status.complaints
+            time.sleep(2 * _POLL_S)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"it goes on starting in the background (process {started.pid}); see {log}") from None
     raise ServiceError(log.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: "))
 
 
@@ -144,6 +150,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._main, name="supervisor", daemon=True)
         self._since, self._settled, self._problem = time.time(), threading.Event(), ""
         self._written: Status | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self._unwritten = False  # the last try to write the status failed
         self._notifier = Notifier()
 
@@ -213,6 +220,9 @@ class Supervisor:
                     self._stop_all()
         except (ServiceError, OSError) as error:
             self._problem = str(error)
+        except Exception as error:  # a fault of ours: whoever started this is told, and no end looks like one asked for
+            traceback.print_exc()
+            self._problem = f"the supervisor failed: {type(error).__name__}: {error}"
         finally:
             for child in self._children:
                 child.log.close()
@@ -235,12 +245,19 @@ class Supervisor:
 
     def _step(self) -> None:
         for child in self._children:
-            child.step()
+            self._look_after(child)
             if child.state == "failed" and not self._problem:
                 self._give_up(child, f"refused to run (exit code {child.exit_code})")
         self._publish()
         self._notifier.alive()
         self._pause()
+
+    def _look_after(self, child: Child) -> None:
+        """Have it take its step. One that the machine has no descriptor, thread or memory for is tried again."""
+        try:
+            child.step()
+        except (OSError, RuntimeError, MemoryError) as error:
+            child.log.write(f"cannot be looked after now: {str(error) or type(error).__name__}")
 
     def _pause(self) -> None:
         """Until it is time to look again: soon after anything has happened, and while a child is not ready."""
@@ -259,7 +276,7 @@ class Supervisor:
 
     def _publish(self) -> None:
         status = self.status()
-        if status == self._written:
+        if status == self._written and status_stamp(self._home) == self._stamp:
             return
         try:
             write_status(self._home, status)
@@ -269,7 +286,7 @@ class Supervisor:
                     sys.stderr.write(f"warning: {self._home}: the status cannot be written: {error.strerror}\n")
             self._unwritten = True
         else:
-            self._written, self._unwritten = status, False
+            self._written, self._stamp, self._unwritten = status, status_stamp(self._home), False
 
     def _stop_all(self) -> None:
         for child in reversed(self._children):

@@ -5,6 +5,7 @@ A command line is shown to every user of the machine, and settings name folders,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -14,6 +15,9 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import read_private, write_private
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
     from sovfed.federation.config import ClientConfig, ServerConfig
 
 FILE: Final = "processes.json"
@@ -25,6 +29,20 @@ def settings_file(home: Path, config: ClientConfig | ServerConfig) -> Path:
     path = home / FILE
     write_private(path, json.dumps(dataclasses.asdict(config)).encode())
     return path
+
+
+@contextlib.contextmanager
+def passing(
+    home: Path, config: ClientConfig | ServerConfig, beside: AbstractContextManager[object] | None
+) -> Iterator[None]:
+    """`settings_file`, written as the block begins, and `beside` within: for the supervisor that has the home.
+
+    One that is refused, since another has it, writes nothing that the other's processes would read when they are
+    started again.
+    """
+    settings_file(home, config)
+    with beside or contextlib.nullcontext():
+        yield
 
 
 def passed_settings(path: Path) -> dict[str, Any]:

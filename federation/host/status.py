@@ -9,10 +9,10 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sovfed.federation.errors import ServiceError
-from sovfed.federation.files import write_atomic
+from sovfed.federation.files import stamp, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,27 +66,43 @@ def write_status(home: Path, status: Status) -> None:
     write_atomic(home / _FILE, json.dumps(dataclasses.asdict(status)).encode(), 0o600, durable=False)
 
 
+def status_stamp(home: Path) -> tuple[int, int, int] | None:
+    """What changes when somebody else writes the status file, empties it or takes it away."""
+    return stamp(home / _FILE)
+
+
 def read_status(home: Path) -> Status | None:
-    """The status of the supervisor of `home`, None when none is running."""
+    """The status of the supervisor of `home`, None when none is running.
+
+    It may be of another version than this one, as after an upgrade: what is not known here is left out.
+    """
     if not home.is_dir() or not is_locked(home / _LOCK):
         return None
     try:
         values = json.loads((home / _FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return Status(values["pid"], values["since"], tuple(map(_process, values["processes"])))
+    except (OSError, ValueError, LookupError, TypeError):
         return None  # it has the lock and is about to write
-    return Status(values["pid"], values["since"], tuple(ProcessStatus(**entry) for entry in values["processes"]))
+
+
+def _process(entry: dict[str, Any]) -> ProcessStatus:
+    known = (field.name for field in dataclasses.fields(ProcessStatus))
+    return ProcessStatus(**{name: entry[name] for name in known if name in entry})
 
 
 def stop_supervisor(home: Path, timeout_s: float = 30.0) -> bool:
     """Ask the supervisor of `home` to stop and wait for it; False when none was running.
 
-    Raises ServiceError if it is still there after `timeout_s`.
+    Raises ServiceError if it is still there after `timeout_s`, or has not said in that time which process it is.
     """
-    status = read_status(home)
-    if status is None:
-        return False
-    os.kill(status.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
+    while (status := read_status(home)) is None:
+        if not home.is_dir() or not is_locked(home / _LOCK):
+            return False
+        if time.monotonic() > deadline:
+            raise ServiceError(f"{home}: a supervisor runs, but {_FILE} does not say which process; `lslocks` does")
+        time.sleep(_POLL_S)
+    os.kill(status.pid, signal.SIGTERM)
     while is_locked(home / _LOCK):
         if time.monotonic() > deadline:
             raise ServiceError(f"{home}: the supervisor (pid {status.pid}) has not stopped within {timeout_s:g} s")
@@ -107,6 +123,7 @@ def supervising(home: Path, patience_s: float = 2.0) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise ServiceError(f"{home} is in use: its processes are running already")
             time.sleep(_POLL_S)
+        (home / _FILE).unlink(missing_ok=True)  # of one that was killed: its process ids are strangers' by now
         try:
             yield
         finally:

@@ -20,6 +20,7 @@ App: TypeAlias = Callable[[Event, Receive, Send], Awaitable[None]]
 
 HOLD_S: Final = 20.0  # below the 30 s after which Flower's HTTP client gives up
 MAX_KNOWN: Final = 65_536  # askers whose last answer is remembered
+INSTITUTION: Final = "sovfed.institution"  # in a request's scope: whose certificate it came by
 
 
 class Bell:
@@ -80,11 +81,15 @@ class Held:
 
     `asker` names who asks, from the request's body, which must be small. "Nothing" is an empty body, as protobuf
     writes a message without a field. Who has asked anew, or is gone, is turned away: what it would have been told is
-    still there.
+    still there. `doubled` is given the scope of each that has asked anew though its connection still stands.
     """
 
-    def __init__(self, app: App, bell: Bell, path: str, asker: Callable[[bytes], int], hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self, app: App, bell: Bell, path: str, asker: Callable[[bytes], int], hold_s: float = HOLD_S,
+        doubled: Callable[[Event], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self._app, self._bell, self._path, self._asker, self._hold_s = app, bell, path, asker, hold_s
+        self._doubled = doubled
         self._heard: dict[int, int] = {}  # by asker that was told "nothing": the rings before that
 
     async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
@@ -95,7 +100,7 @@ class Held:
         if body is None:
             return
         asker = self._asker(body)
-        if asker in self._heard and not await self._wait(asker, self._heard[asker], receive):
+        if asker in self._heard and not await self._wait(scope, asker, self._heard[asker], receive):
             await _turn_away(send)
             return
         heard, size = self._bell.rings(asker), 0
@@ -112,13 +117,17 @@ class Held:
             if len(self._heard) > MAX_KNOWN:
                 del self._heard[next(iter(self._heard))]
 
-    async def _wait(self, asker: int, heard: int, receive: Receive) -> bool:
+    async def _wait(self, scope: Event, asker: int, heard: int, receive: Receive) -> bool:
         """Whether the asker is still there once it is to be answered."""
         gone = asyncio.ensure_future(receive())
         bell = asyncio.ensure_future(self._bell.wait(asker, heard, self._hold_s))
         try:
             await asyncio.wait((gone, bell), return_when=asyncio.FIRST_COMPLETED)
-            return not gone.done() and bell.result()
+            if gone.done():
+                return False
+            if not bell.result():
+                self._doubled(scope)
+            return bell.result()
         finally:
             gone.cancel()
             bell.cancel()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sovfed.server.rounds.privacy import PrivacyPlan
     from sovfed.server.runs.control import ControlClient
 
-ENDED: Final = ("finished", "failed", "stopped")
+ENDED: Final = ("finished", "failed", "stopped", "damaged")
 LOOK_S: Final = 5.0  # between two looks at whom a run waits for, where somebody follows it
 
 

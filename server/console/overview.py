@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.certificates import check_csr
-from sovfed.federation.errors import SovfedError
+from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.identity import parse_certificate
 from sovfed.server.home import load_settings
@@ -25,7 +25,7 @@ from sovfed.server.runs.attendance import absences, attendance
 from sovfed.server.runs.awaiting import ago, nodes_of, why_waiting
 from sovfed.server.runs.control import ControlClient
 from sovfed.server.runs.curves import read_rounds
-from sovfed.server.runs.folders import STATE, read_run, read_runs, read_summary, run_folder
+from sovfed.server.runs.folders import DAMAGED, STATE, read_run, read_runs, read_summary, run_folder
 
 if TYPE_CHECKING:
     from sovfed.federation.host.processes import ProcessStatus
@@ -163,10 +163,28 @@ class Overview:
         name = path.parent.name
         begun = (path.parent / STATE).exists()
         return OrderView(
-            name, read_run(self._home, name)["status"] if begun else "proposed", tuple(order_lines(proposal)),
-            tuple(said_lines(proposal, read_answers(path.parent))), tuple(foreseen(self._home, proposal.order)),
+            name, self._status(name) if begun else "proposed", tuple(order_lines(proposal)),
+            self._said(proposal, path.parent), tuple(foreseen(self._home, proposal.order)),
             officer_commands(name), str(path), approved(self._home, proposal).lacking,
         )  # fmt: skip
+
+    def _said(self, proposal: Proposal, folder: Path) -> tuple[str, ...]:
+        try:
+            return tuple(said_lines(proposal, read_answers(folder)))
+        except ConfigError as error:  # damaged: the other orders are shown all the same
+            return (str(error),)
+
+    def _status(self, name: str) -> str:
+        try:
+            return str(read_run(self._home, name)["status"])
+        except ConfigError:
+            return DAMAGED
+
+    def _summary(self, run: dict[str, Any]) -> dict[str, Any] | None:
+        """The summary of a run that has finished; None also of one that is damaged, as its own page says."""
+        with contextlib.suppress(ConfigError):
+            return read_summary(self._home, run["name"])
+        return None
 
     def unpurged(self) -> list[str]:
         """Which permits have ended with something of their runs still here, and how that is erased."""
@@ -174,15 +192,11 @@ class Overview:
 
     def budgets(self) -> list[dict[str, Any]]:
         """The private runs, with what they were planned for and, of those that finished, what they promise."""
-        return [
-            {"run": run, "summary": read_summary(self._home, run["name"])}
-            for run in self.runs()
-            if run["epsilon"] is not None
-        ]
+        return [{"run": run, "summary": self._summary(run)} for run in self.runs() if run["epsilon"] is not None]
 
     def releases(self) -> list[dict[str, Any]]:
         """The models that runs ended with, the newest first."""
-        summaries = ((run, read_summary(self._home, run["name"])) for run in self.runs())
+        summaries = ((run, self._summary(run)) for run in self.runs())
         return [{"run": run, "summary": summary} for run, summary in summaries if summary is not None]
 
     def requests(self) -> list[RequestView]:

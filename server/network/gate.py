@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.wire.clocks import TIMESTAMP_HEADER, signed_too_far
+from sovfed.federation.wire.held import INSTITUTION
 from sovfed.server.network.door import PatientProtocol
 from sovfed.server.network.fleet_calls import CALLS, PUSH_OBJECT, FleetRules, RefusedError, body_limit
 
@@ -127,7 +128,7 @@ class FleetGate:
             return
         except _DisconnectedError:
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app({**scope, INSTITUTION: peer.institution}, _replay(body, receive), send)
 
     async def _judge(self, path: str, peer: Peer, key: bytes, body: bytes) -> None:
         try:

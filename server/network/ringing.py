@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -16,9 +19,11 @@ from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from google.protobuf.message import DecodeError
 
-from sovfed.federation.wire.held import Bell, Held, read_whole, replay
+from sovfed.federation.wire.held import INSTITUTION, Bell, Held, read_whole, replay
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sovfed.federation.wire.held import App, Event, Receive, Send
 
 PULL_MESSAGES: Final = "/v1/fleet/pull-messages"
@@ -31,11 +36,43 @@ EXECUTOR: Final = 0
 PAUSE_S: Final = 0.05  # after a message's last object, which Flower pushes two at a time
 LONGEST_S: Final = 5.0  # a message whose last object does not come is announced all the same
 SMALL_BYTES: Final = 65_536  # a message's last object is its head
+TIMES, WITHIN_S, AGAIN_S = 6, 120.0, 3600.0  # that a node asks twice at once before it is told, and until told again
+log = logging.getLogger("sovfed.superlink")
 
 
 def held_pulls(app: App, bell: Bell) -> App:
     """`app`, where a node's request for messages waits until there is one. The gate has tied its body to the node."""
-    return Held(app, bell, PULL_MESSAGES, lambda body: int(PullMessagesRequest.FromString(body).node.node_id))
+
+    def asker(body: bytes) -> int:
+        return int(PullMessagesRequest.FromString(body).node.node_id)
+
+    return Held(app, bell, PULL_MESSAGES, asker, doubled=Doubled())
+
+
+class Doubled:
+    """Tells of an institution whose home runs twice: two processes go on asking for the same node's messages.
+
+    Each takes what was meant for the other, so a round lacks it now and then and nothing else tells why. One that asks
+    anew, since it has lost a connection that still seems to stand here, does so once in a while.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, deque[tuple[float, str]]] = {}
+        self._told: dict[str, float] = {}
+
+    def __call__(self, scope: Event) -> None:
+        name, host, now = str(scope.get(INSTITUTION, "a node")), str((scope.get("client") or ("?",))[0]), self._clock()
+        seen = self._seen.setdefault(name, deque(maxlen=TIMES))
+        seen.append((now, host))
+        if len(seen) < TIMES or now - seen[0][0] > WITHIN_S or now - self._told.get(name, -AGAIN_S) < AGAIN_S:
+            return
+        self._told[name] = now
+        log.error(
+            "%s: two processes ask for its messages at once, from %s: its home runs twice, as on a machine that was "
+            "cloned, or beside a restored copy; have it stop one of them, and keep the other's ledger",
+            name, ", ".join(sorted({host for _, host in seen})),
+        )  # fmt: skip
 
 
 class Ringing:

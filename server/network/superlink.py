@@ -65,6 +65,7 @@ SECRET_FILE: Final = Path("secrets") / "loopback.secret"
 TLS_FILES: Final = ("root.pem", "crl.pem", "cert.pem", "key.pem")
 CLEAN_UP_EVERY_S: Final = 5.0
 RELOAD_EVERY_S: Final = 5.0
+ENLIST_S: Final = 2.0
 _log = logging.getLogger("sovfed.superlink")
 
 
@@ -86,13 +87,23 @@ def check_home(home: Path, crl_source: str | None = None) -> Trust:
     try:
         read_private(identity / "key.pem")
         trust = Trust(identity)
-        trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
+        _check_own(trust, identity)
         tls_context(identity)
     except NotValidNowError:
         raise
     except (IdentityError, ssl.SSLError) as error:
         raise ServiceError(f"{identity}: not safe to serve with: {error}") from error
     return trust
+
+
+def _check_own(trust: Trust, identity: Path) -> None:
+    try:
+        trust.verify_server(to_der(load_certificate(identity / "cert.pem")))
+    except NotValidNowError as error:
+        raise NotValidNowError(
+            f"{error}; where it ended while this agency was off: `sovfed authority sign {identity / 'server.csr'} "
+            "--server --out server.pem`, then `sovfed server certificate server.pem ROOT CRL`, and all else goes on"
+        ) from error
 
 
 def check_loopback(listener: socket.socket) -> None:
@@ -153,6 +164,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
         cleaning = asyncio.create_task(_clean_up_for_ever(app, home / STATE_FILE))
         beats = asyncio.create_task(beating(beat))
         reloading = asyncio.create_task(_reload_for_ever(public, home / "identity"))
+        enlisting = asyncio.create_task(_enlist_lost(home, config.control_port))
         keep_loaded()
         _log.info("fleet on %s:%d, control on %s:%d", *network.getsockname()[:2], *loopback.getsockname()[:2])
         try:
@@ -163,6 +175,7 @@ async def serve(home: Path, config: ServerConfig, beat: Beat) -> None:
             cleaning.cancel()
             beats.cancel()
             reloading.cancel()
+            enlisting.cancel()
         if not (local.started and public.started):
             raise ServiceError("Flower's app did not start; its reason stands above")
 
@@ -241,6 +254,18 @@ async def _reload_for_ever(server: uvicorn.Server, identity: Path) -> None:
 
 def _stamp(identity: Path) -> tuple[int, ...]:
     return tuple((identity / name).stat().st_mtime_ns for name in ("cert.pem", "key.pem", "root.pem"))
+
+
+async def _enlist_lost(home: Path, port: int) -> None:
+    """Have the nodes that Flower's database lacks in it again: they are enrolled all the same."""
+    from sovfed.server.registry.enrolment import register_lost
+
+    await asyncio.sleep(ENLIST_S)  # until it is served
+    try:
+        for name in await asyncio.to_thread(register_lost, home, port):
+            _log.warning("%s: its node was not in Flower's database, which was lost or is older; registered anew", name)
+    except (SovfedError, OSError) as error:  # the next start tries again
+        _log.warning("nodes that Flower's database may lack were not registered: %s", error)
 
 
 async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:

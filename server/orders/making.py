@@ -15,7 +15,7 @@ from sovfed import __version__
 from sovfed.federation.certificates import to_der
 from sovfed.federation.errors import ConfigError, EvidenceError
 from sovfed.federation.evidence.entries import canonical
-from sovfed.federation.files import write_private
+from sovfed.federation.files import read_object, write_private
 from sovfed.federation.identity import parse_certificate
 from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.orders.events import OrderEvent, tell
@@ -96,9 +96,12 @@ def write_answers(folder: Path, answers: Mapping[str, bytes]) -> dict[str, bytes
 
 
 def read_answers(folder: Path) -> dict[str, Any]:
-    """The institutions' words on the order of the run in `folder`, by name; nothing before it has begun."""
+    """The institutions' words on the order of the run in `folder`, by name; nothing before it has begun.
+
+    Raises ConfigError if the file is damaged.
+    """
     path = folder / ANSWERS
-    return dict(json.loads(path.read_bytes())) if path.exists() else {}
+    return read_object(path) if path.exists() else {}
 
 
 @dataclass(frozen=True)

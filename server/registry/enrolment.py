@@ -43,6 +43,7 @@ from sovfed.federation.files import private_directory, read_bounded, write_atomi
 from sovfed.federation.identity import (
     PeerIdentity,
     Trust,
+    certificate_fingerprint,
     issuer_of,
     load_roots,
     node_key_bytes,
@@ -358,6 +359,38 @@ def _register_with_flower(public_key: bytes, name: str, home: Path) -> int:
             if node.public_key == public_key and node.status != "unregistered":
                 return node.node_id
         return control.register_node(public_key, name)
+
+
+def register_lost(home: Path, port: int) -> list[str]:
+    """Register the nodes of enrolled institutions that the superlink at the loopback `port` does not know; whose.
+
+    Its database was lost, or put back from a copy: nobody need be admitted anew for that. Raises ServiceError.
+    """
+    from sovfed.server.runs.control import ControlClient
+
+    if not (home / "registry" / "enrolment.db").exists():
+        return []
+    with _transaction(home) as db:
+        rows = db.execute("SELECT * FROM institutions WHERE certificate IS NOT NULL ORDER BY name").fetchall()
+    lost = list[str]()
+    with ControlClient(home, port) as control:
+        known = {node.public_key: node.node_id for node in control.list_nodes() if node.status != "unregistered"}
+        for row in rows:
+            node_id = known.get(row["node_key"])
+            if node_id is None:
+                node_id = control.register_node(row["node_key"], row["name"])
+            if str(node_id) != row["node_id"]:
+                _renumber(home, row, str(node_id))
+                lost.append(row["name"])
+    return lost
+
+
+def _renumber(home: Path, row: sqlite3.Row, node_id: str) -> None:
+    with _transaction(home) as db:
+        values = (node_id, row["name"], row["node_key"])
+        db.execute("UPDATE institutions SET node_id = ? WHERE name = ? AND node_key = ?", values)
+    certificate = certificate_fingerprint(parse_certificate(row["certificate"], row["name"]))
+    record(home, "admission", institution=row["name"], certificate=certificate, node=node_id, renewal=True)
 
 
 def _sha256(token: str) -> str:

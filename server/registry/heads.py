@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 from typing import Final
@@ -10,10 +11,11 @@ from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence.keys import INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import LogReader, has_log, record
-from sovfed.federation.evidence.witness import SplitError, cosignatures, keep_cosignature, seen, watch
+from sovfed.federation.evidence.witness import SplitError, cosignatures, keep_cosignature, seen, trusting, watch
 from sovfed.federation.identity import load_roots
 from sovfed.federation.wire import enrolment_pb2 as pb
 
+log = logging.getLogger(__name__)
 OTHERS: Final = 64  # heads that other institutions have cosigned, the newest
 
 
@@ -53,6 +55,7 @@ class Heads:
             reply.cosigned = watch(self._home, voucher, request.head, tuple(request.proof))
         except SplitError as error:
             record(self._home, "split", log=voucher.origin, why=str(error))
+            log.warning("%s; not cosigned before %s, as when its home was restored", error, trusting(voucher.origin))
             reply.problem = str(error)
         except EvidenceError as error:
             reply.problem = str(error)
@@ -60,6 +63,12 @@ class Heads:
     def _own(self, own: LogReader, known: int, asking: str) -> pb.HeadsReply:
         note = own.head()
         size = read_checkpoint(note).size
+        if known > size:
+            log.error(
+                "%s says that it has seen %d entries of this agency's log, which has %d: where this home was restored "
+                "from a copy, institutions answer no run before each operator has typed %s",
+                asking, known, size, trusting(own.voucher.origin),
+            )  # fmt: skip
         proof = own.consistency(known, size) if known <= size else ()
         reply = pb.HeadsReply(keys=own.voucher.to_bytes(), head=note, proof=proof)
         for voucher, cosigned in cosignatures(self._home)[:OTHERS]:

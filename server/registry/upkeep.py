@@ -16,7 +16,7 @@ from typing import Final
 from cryptography import x509
 
 from sovfed.federation.certificates import create_csr, read_names, to_der, to_pem
-from sovfed.federation.errors import IdentityError, SovfedError
+from sovfed.federation.errors import IdentityError, NotReadNowError, SovfedError
 from sovfed.federation.evidence.retention import Retention
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic
 from sovfed.federation.identity import Trust, key_from_pem, load_certificate, parse_certificate
@@ -78,6 +78,8 @@ def take_in_certificates(home: Path) -> None:
                 _install_own(home, read_bounded(path))
             else:
                 log.info("%s: certificate taken in", enrolment.accept_certificate(home, read_bounded(path)))
+        except NotReadNowError as error:
+            log.warning("%s", error)
         except IdentityError as error:
             log.warning("%s: refused: %s", path.name, error)
             path.replace(path.with_suffix(REFUSED))

@@ -99,15 +99,14 @@ def kept_model(folder: Path, number: int) -> Vector:
 
 
 def read(folder: Path, config: Config) -> Checkpoint | None:
-    """The run's last checkpoint, None if there is none yet. ConfigError if it belongs to another configuration."""
-    from safetensors import safe_open
+    """The run's last checkpoint, None if there is none yet.
 
+    Raises ConfigError if it belongs to another configuration, or is damaged.
+    """
     path = folder / NAME
     if not path.exists():
         return None
-    with safe_open(path, framework="np") as file:
-        metadata: dict[str, str] = file.metadata() or {}
-        tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    metadata, tensors = _read_whole(path)
     if metadata.get("digest") != config_digest(config):
         also = ", or another number of rounds, over which its learning rate runs (task.schedule)"
         raise ConfigError(
@@ -116,6 +115,22 @@ def read(folder: Path, config: Config) -> Checkpoint | None:
         )
     slots = {name.removeprefix(_SLOT): value for name, value in tensors.items() if name.startswith(_SLOT)}
     return Checkpoint(int(metadata["round"]), tensors["model"], tensors["scale"], slots, metadata["digest"])
+
+
+def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = file.metadata() or {}
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}): restore it from a backup and resume the run, or start another"
+        ) from error
+    if not {"model", "scale"} <= tensors.keys() or not metadata.get("round", "").isdigit():
+        raise ConfigError(f"{path} is no checkpoint of a run: restore it from a backup, or start another run")
+    return metadata, tensors
 
 
 class Writer:

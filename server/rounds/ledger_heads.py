@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from sovfed.federation.errors import IdentityError, SovfedError
-from sovfed.federation.files import write_private
+from sovfed.federation.files import read_object, write_private
 from sovfed.federation.messages import LedgerReply, LedgerRequest
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.keys import Identity, check_signature, countersigned_head, public_key, told_head
@@ -133,7 +133,7 @@ class LedgerHeads:
         if not self._path.exists():
             return {}
         heads = {}
-        for name, entry in json.loads(self._path.read_text()).items():
+        for name, entry in read_object(self._path).items():
             try:
                 heads[name] = bind(Head, entry, name)
             except SovfedError as error:

@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import sqlite3
 import sys
 import time
 from functools import partial
@@ -27,11 +28,13 @@ from sovfed.federation.errors import (
     DeclinedError,
     IdentityError,
     LostError,
+    NotReadNowError,
     PrivacyError,
     ServiceError,
     SovfedError,
     TrainingError,
 )
+from sovfed.federation.host.begin import end_without_memory
 from sovfed.federation.host.heap import keep_loaded
 from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.logs import log_to_stderr
@@ -128,9 +131,16 @@ def _passes(error: BaseException, folder: Path, resume: bool) -> bool:
     Whoever starts a run looks at its first round, and is told at once that nothing comes of it; not where that was
     taken up again already, where institutions were there and were lost, or where the agency's own processes are away.
     """
+    if isinstance(error, OSError | MemoryError | NotReadNowError | sqlite3.OperationalError) or _no_thread(error):
+        return True  # the machine was short of something
     if not (resume or read_rounds(folder)):
-        return isinstance(error, LostError | AwayError | OSError)
-    return isinstance(error, CohortError | ServiceError | OSError) and not isinstance(error, DeclinedError)
+        return isinstance(error, LostError | AwayError)
+    return isinstance(error, CohortError | ServiceError) and not isinstance(error, DeclinedError)
+
+
+def _no_thread(error: BaseException) -> bool:
+    """Whether it is how Python says that the machine, or a limit of this service, has no thread left."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def _train(
@@ -238,6 +248,7 @@ def main() -> int:
     if args.spare:
         write_output_to(Path(task["log"]))
     log_to_stderr(_log_form(args.home))
+    end_without_memory()
     keep_loaded()
     return run(args.home, args.port, task["token"], lambda grid, context, spec: serve_run(grid, spec, args.home))
 

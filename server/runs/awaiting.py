@@ -245,7 +245,8 @@ def _when_again(run: dict[str, Any], folder: Path, moment: float) -> str:
     tried = last_try(folder)
     wait = tried.next_at - moment
     soon = f"in {ago(wait)}" if wait > 0 else "now, while `sovfed server up` runs"
-    return f"interrupted: {run['reason']}; it is taken up again {soon} ({tried.count} tries without a new round)"
+    why = f": {tried.why}" if tried.why else ""
+    return f"interrupted: {run['reason']}; it is taken up again {soon} ({tried.count} tries without a new round{why})"
 
 
 def _refusals(awaiting: Awaiting) -> Iterator[str]:

@@ -122,7 +122,7 @@ class ControlClient:
         return int(self._call(lambda: self._client.RegisterNode(request)).node_id)
 
     def unregister_node(self, node_id: int) -> None:
-        """Forget the node; its key may then be registered again under another id."""
+        """Forget the node; its key is registered no second time, so whoever comes back brings another."""
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
         self._call(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id)))

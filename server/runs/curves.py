@@ -31,9 +31,12 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
             if not line.endswith("\n"):
                 break
             try:
-                rounds.append(json.loads(line))
+                values = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(values, dict):
+                break
+            rounds.append(values)
     return rounds
 
 

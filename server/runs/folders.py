@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import ConfigError, EvidenceError, ServiceError
-from sovfed.federation.files import read_private, read_whole, write_private
+from sovfed.federation.files import damaged, read_object, read_private, read_whole, write_private
 from sovfed.federation.host.status import is_locked
 from sovfed.federation.orders.beginning import Beginning
 from sovfed.federation.schema import bind, nearest
@@ -39,12 +39,14 @@ TRACKING: Final = "tracking.uri"  # with its password, for the coordinator alone
 STARTING: Final = "starting"
 INTERRUPTED: Final = "interrupted"  # ended without being asked to: `recovery.py` takes it up
 STOPPING: Final = "stopping"  # by the operator
+DAMAGED: Final = "damaged"  # its state cannot be read: a person restores it, or takes the folder away
 PULSE: Final = "pulse"  # touched by the coordinator while it goes on
 UNSENT: Final = "unsent.json"  # what is to be done at MLflow, which was away
 ACTIVE: Final = (STARTING, "running", INTERRUPTED)
 FILE: Final = "task.yaml"  # of a run whose task is a file
 BEGINNING: Final = "start.safetensors"  # of one that trains a model further
 MAX_START_BYTES: Final = 1 << 35  # as any model's file
+NEEDED: Final = {"status": str, "reason": str, "flower_run_id": int, "started": int | float, "config": dict}
 LOCK_S: Final = 30.0  # a coordinator that is told to stop finishes its tracking first
 SETTLE_S: Final = 2.0  # from a task's end in Flower's books to the coordinator's last word in the folder
 
@@ -191,17 +193,36 @@ def stored_config(home: Path, name: str, run_id: int | None = None) -> Config:
     state, uri = read_state(home, name), run_folder(home, name) / TRACKING
     if run_id is not None and state["flower_run_id"] != run_id:
         raise ConfigError(f"run '{name}' was started as Flower's run {state['flower_run_id']}, not {run_id}")
-    config = bind(Config, state["config"], "config")
+    config = _moved_along(run_folder(home, name), bind(Config, state["config"], "config"))
     if config.tracking.uri is None:
         return config
     return replace(config, tracking=replace(config.tracking, uri=read_private(uri).decode()))
 
 
+def _moved_along(folder: Path, config: Config) -> Config:
+    """`config` with the run's own copies of its files where they lie now: its home may have been moved since."""
+    task = config.task
+    if task.file is not None and (folder / (name := Path(task.file).name)).is_file():
+        task = replace(task, file=str(folder / name))
+    if task.start is not None and (folder / BEGINNING).is_file():
+        task = replace(task, start=str(folder / BEGINNING))
+    return replace(config, task=task)
+
+
 def read_run(home: Path, name: str, control: ControlClient | None = None) -> dict[str, Any]:
     """The run's state: name, task, status, reason, rounds, rounds_done, institutions, started, flower_run_id, presence.
 
-    `presence` says who has joined and who is missing since when; None while nobody has been asked.
+    `presence` says who has joined and who is missing since when; None while nobody has been asked. Raises ConfigError
+    if there is no such run, or its state is damaged.
     """
+    try:
+        return _read_run(home, name, control)
+    except (LookupError, TypeError, ValueError) as error:  # settings that no version has written
+        folder = run_folder(home, name)
+        raise damaged(folder / STATE, _away(folder)) from error
+
+
+def _read_run(home: Path, name: str, control: ControlClient | None) -> dict[str, Any]:
     from sovfed.server.runs.curves import read_rounds
 
     folder, state = run_folder(home, name), read_state(home, name)
@@ -251,16 +272,26 @@ def _is_over(control: ControlClient | None, state: dict[str, Any]) -> bool:
 
 
 def read_runs(home: Path, control: ControlClient | None = None) -> list[dict[str, Any]]:
-    """All runs, the newest first."""
+    """All runs, the newest first. One whose state cannot be read hides no other: it is DAMAGED, and says why."""
     folders = [path.parent for path in (home / "runs").glob(f"*/{STATE}")]
-    return sorted((read_run(home, path.name, control) for path in folders), key=lambda run: -float(run["started"]))
+    return sorted((_readable(home, path, control) for path in folders), key=lambda run: -float(run["started"]))
+
+
+def _readable(home: Path, folder: Path, control: ControlClient | None) -> dict[str, Any]:
+    try:
+        return read_run(home, folder.name, control)
+    except (ConfigError, OSError) as error:
+        return {
+            "name": folder.name, "task": "", "status": DAMAGED, "reason": str(error), "rounds": 0, "min_cohort": 0,
+            "cohort": [], "rounds_done": 0, "round_deadline_s": 0.0, "epsilon": None, "institutions": 0,
+            "started": folder.stat().st_mtime, "resumable": False, "flower_run_id": 0, "presence": None,
+        }  # fmt: skip
 
 
 def read_summary(home: Path, name: str) -> dict[str, Any] | None:
-    """The finished run's summary, None before."""
+    """The finished run's summary, None before. Raises ConfigError if it is damaged."""
     path = run_folder(home, name) / "summary.json"
-    summary: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return summary
+    return read_object(path, otherwise=_away(path.parent)) if path.exists() else None
 
 
 def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
@@ -280,7 +311,7 @@ def follow_log(home: Path, name: str, follow: bool) -> Iterator[str]:
 
 
 def read_state(home: Path, name: str) -> dict[str, Any]:
-    """The run's state file, as it stands. Raises ConfigError if there is no such run."""
+    """The run's state file, as it stands. Raises ConfigError if there is no such run, or the file is damaged."""
     path = run_folder(home, name) / STATE
     if not path.exists() and (path.parent / ORDER).exists():
         raise ConfigError(
@@ -290,5 +321,8 @@ def read_state(home: Path, name: str) -> dict[str, Any]:
     if not path.exists():
         names = [state.parent.name for state in (home / "runs").glob(f"*/{STATE}")]
         raise ConfigError(f"there is no run '{name}'{nearest(name, names)}")
-    state: dict[str, Any] = json.loads(path.read_text())
-    return state
+    return read_object(path, NEEDED, _away(path.parent))
+
+
+def _away(folder: Path) -> str:
+    return f"move {folder} out of the home, and start another run"

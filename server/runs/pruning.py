@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import drafts
 from sovfed.server.rounds.checkpoint import KEPT
 from sovfed.server.rounds.checkpoint import NAME as CHECKPOINT
@@ -29,7 +30,10 @@ def prune(home: Path, before: float) -> int:
 def _unneeded(home: Path, before: float) -> Iterator[Path]:
     for state in sorted((home / "runs").glob(f"*/{STATE}")):
         folder = state.parent
-        said = read_state(home, folder.name)
+        try:
+            said = read_state(home, folder.name)
+        except ConfigError:  # damaged: nothing of it is deleted
+            continue
         if said["status"] == "finished" and said["at"] < before and not is_held(folder):
             yield from (*folder.glob(CHECKPOINT), *drafts(folder))
             yield from (*(folder / KEPT).glob("*.safetensors"), *drafts(folder / KEPT))

@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,19 +49,22 @@ PAUSES_S: Final = (0.0, 5.0, 30.0, 120.0, 600.0)  # before a try, by those befor
 TRIES: Final = 150  # a day of the longest pause
 DEATHS: Final = 5  # of coordinators that cannot begin, say because a library is broken: no time mends that
 TRIED: Final = "recovery.json"
+REASON_LENGTH: Final = 400
 
 
 @dataclass(frozen=True)
 class Tried:
     """How often a run was taken up since round `round`, and when for the last time (Unix time).
 
-    `died` is how many of its coordinators have died since then before they had begun.
+    `died` is how many of its coordinators have died since then before they had begun; `why` says what has kept the last
+    try from beginning.
     """
 
     round: int = 0
     count: int = 0
     at: float = 0.0
     died: int = 0
+    why: str = ""
 
     @property
     def next_at(self) -> float:
@@ -89,6 +93,14 @@ class Recovery:
                     self._ended[path.parent.name] = written
             except (SovfedError, OSError, ValueError, LookupError) as error:  # a damaged state, too
                 log.warning("run %s cannot be taken up yet: %s", path.parent.name, error)
+                self._note_why(path.parent, str(error) or type(error).__name__)
+
+    def _note_why(self, folder: Path, why: str) -> None:
+        """Have `run show` tell it: nobody else than the executor knows."""
+        tried = last_try(folder)
+        if tried.count and tried.why != why[:REASON_LENGTH]:
+            with suppress(OSError):
+                self._write_tried(folder, replace(tried, why=why[:REASON_LENGTH]))
 
     def note_death(self, flower_run_id: int, code: int) -> None:
         """A coordinator for Flower's run died with `code`; where it had not begun, the run's state says so at once.
@@ -155,7 +167,7 @@ class Recovery:
             write_state(folder, state, "failed", f"{TRIES} times taken up without a new round: {state['reason']}")
             return
         count = tried.count + 1
-        self._write_tried(folder, replace(tried, round=done, count=count, at=time.time()))
+        self._write_tried(folder, replace(tried, round=done, count=count, at=time.time(), why=""))
         log.info("run %s: taken up after round %d, try %d", folder.name, done, count)
         config = stored_config(self._home, folder.name)
         start_run(self._control, self._home, folder.name, config, resume=True, by_itself=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from sovfed.clients.node.supernode import NODE_ID
+from sovfed.clients.home.folder import NODE_ID
 from sovfed.federation.compose import compose
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ServiceError

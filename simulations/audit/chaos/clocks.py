@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.home.folder import load_config
 from sovfed.clients.node import up as client_up
 from sovfed.federation.host.processes import Process, Supervisor
+from sovfed.federation.host.settings import settings_file
 from sovfed.federation.host.status import read_status
 from sovfed.server import up as server_up
 from sovfed.server.home import load_settings
@@ -80,8 +81,10 @@ def play(field: Field, owner: str, offset_s: int, moves: Path) -> None:
 def _processes(home: Path, owner: str) -> list[Process]:
     if owner == AGENCY:
         settings = load_settings(home)
+        settings_file(home, settings.server)
         return server_up.processes(home, settings.server, settings.tracking)
     config = dataclasses.replace(load_config(home), home=str(home), runtime_port=free_ports(1)[0])
+    settings_file(home, config)
     return client_up.processes(home, config)
 
 

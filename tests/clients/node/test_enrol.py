@@ -40,6 +40,7 @@ from sovfed.federation.identity import (
     node_key_digest,
     to_der,
 )
+from sovfed.federation.renewal import names_of
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import ENROLMENT_SERVICE, Invitation
 from sovfed.server.registry import authority, enrolment
@@ -111,6 +112,29 @@ def test_an_interrupted_enrolment_goes_on_with_the_same_request(agency: Agency, 
     assert (home / "identity" / "key.pem").read_bytes() == key
     with pytest.raises(IdentityError, match="already enrolled"):
         enrol(home, invitation, 5)
+
+
+def test_a_home_that_was_off_for_longer_than_its_certificate_lasts_is_enrolled_anew(
+    agency: Agency, tmp_path: Path
+) -> None:
+    """Forty days without power. Nothing renews an ended certificate, and `enrol` said "already enrolled"."""
+    home = tmp_path / "hospital"
+    agency.enrol(home, "hospital-1")
+    with pytest.raises(IdentityError, match="already enrolled as 'hospital-1'"):
+        enrol(home, dataclasses.replace(agency.invite("hospital-2"), institution="hospital-1"), 5)
+    kept = {path: (home / path).read_bytes() for path in ("identity/key.pem", "secagg/journal")}
+    key = key_from_pem(kept["identity/key.pem"], "key")
+    request = to_pem(create_csr(key, names_of(load_certificate(home / "identity" / "cert.pem"))))
+    past = authority.sign(agency.authority, request, days=30, now=NOW - timedelta(days=40))
+    (home / "identity" / "cert.pem").write_bytes(past)
+    with pytest.raises(IdentityError, match="already enrolled as 'hospital-1'"):
+        enrol(home, agency.invite("hospital-3"), 5)
+    enrolment.remove(agency.home, "hospital-1")
+    assert agency.enrol(home, "hospital-1").name == "hospital-1"
+    assert load_certificate(home / "identity" / "cert.pem").not_valid_after_utc > NOW
+    assert {path: (home / path).read_bytes() for path in kept} == kept
+    first, second = (key for key, _ in agency.registered)
+    assert first != second  # Flower: "Public key already in use."
 
 
 def test_a_registry_that_is_away_is_waited_for(tmp_path: Path) -> None:

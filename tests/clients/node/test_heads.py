@@ -134,6 +134,27 @@ def test_an_agency_that_rewrites_its_past_is_not_cosigned_again_and_its_runs_are
     Evidence(home).require_whole()
 
 
+def test_who_put_a_home_back_from_a_copy_is_told_at_the_agency_with_what_to_type(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seen: institutions alone knew why the agency's runs were refused, and the command that they named was none."""
+    agency, home = federation.agency.home, federation.homes[0]
+    with rolled_back(agency):
+        federation.some_rounds(agency)
+        federation.exchange(home)
+    with pytest.raises(SplitError):
+        federation.exchange(home)
+    told = "hospital-1 says that it has seen"
+    assert told in caplog.text and "`sovfed client log trust sovfed/agency/localhost`" in caplog.text
+    assert forget(home, "sovfed/agency/localhost")
+    with rolled_back(home):
+        federation.some_rounds(home)
+        federation.exchange(home)
+    caplog.clear()
+    federation.exchange(home)
+    assert "`sovfed server log trust sovfed/institution/hospital-1` at the agency" in caplog.text
+
+
 def test_an_agency_that_shows_two_institutions_two_logs_is_told_by_what_one_of_them_cosigned(
     federation: Federation,
 ) -> None:

@@ -298,7 +298,9 @@ def test_the_running_processes_hold_what_status_says(tmp_path: Path) -> None:
 @pytest.mark.deploy
 def test_sealed_processes_die_with_their_supervisor(home: Path) -> None:
     """A namespace and lost privileges must not cost the kernel's signal at the parent's death."""
-    child = processes(home, dataclasses.replace(load_config(home), runtime_port=1))[0]
+    config = dataclasses.replace(load_config(home), runtime_port=1)
+    settings_file(home, config)
+    child = processes(home, config)[0]
     program = """
 import subprocess, sys, time
 from sovfed.federation.host.child import child_environment

@@ -30,10 +30,9 @@ from tests.clients.institution import (
 )
 from tests.server.agency import Authority, free_port, make_home, post, server_config, superlink, wait_until
 
-from sovfed.clients.home.folder import RUNTIME_SECRET
+from sovfed.clients.home.folder import NODE_ID, RUNTIME_SECRET
 from sovfed.clients.node.supernode import (
     MAX_OBJECTS,
-    NODE_ID,
     PullPace,
     in_words,
     node_state,
@@ -43,6 +42,7 @@ from sovfed.clients.node.supernode import (
 )
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ProtocolError, ServiceError
+from sovfed.federation.files import private_directory, write_private
 from sovfed.federation.messages import LaneReply, Refusal
 from sovfed.federation.wire.flower import new_message, to_records
 from sovfed.federation.wire.grids import FlowerGrid
@@ -314,6 +314,18 @@ def test_killed_supernode_is_back_at_once(federation: Federation) -> None:
         (reply,) = federation.ask(grid)
         assert reply.has_content()
         assert time.monotonic() - start < 25
+
+
+@pytest.mark.deploy
+def test_a_number_of_a_node_that_is_another_keys_is_forgotten(federation: Federation) -> None:
+    """A home that was enrolled anew, or put back from a copy, was told for ever that the agency does not know it."""
+    node = federation.node
+    write_private(private_directory(node.home / NODE_ID.parent) / NODE_ID.name, b"4711")
+    with running(node) as child:
+        assert child.wait(40) == 1  # its supervisor starts it again
+    assert "does not know this institution's node" in node.log() and not (node.home / NODE_ID).exists()
+    with running(node):
+        wait_until(lambda: (node.home / NODE_ID).exists() and (node.home / NODE_ID).read_text() == str(node.node_id))
 
 
 @pytest.mark.deploy

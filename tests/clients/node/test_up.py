@@ -29,6 +29,8 @@ from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.noting import Noting
 from sovfed.federation.files import private_directory, write_atomic
 from sovfed.federation.host.processes import read_status
+from sovfed.federation.host.settings import settings_file
+from sovfed.federation.host.status import supervising
 from sovfed.federation.messages import Message, ProfileReply, ProfileRequest, Refusal, RunReply
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.tasks.registry import get_task
@@ -122,7 +124,7 @@ def test_expired_certificate_is_refused(home: Path) -> None:
     authority = Authority()
     enrolled_home(home, authority, ServerConfig())  # good for 30 days
     check_enrolled(home, authority.now + timedelta(days=29))
-    with pytest.raises(IdentityError, match="enrol again or renew"):
+    with pytest.raises(IdentityError, match=r"set the clock, or, .* `sovfed client join` with a new invitation"):
         check_enrolled(home, authority.now + timedelta(days=31))
 
 
@@ -249,3 +251,16 @@ def kill(home: Path, name: str) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: found()[0] not in (None, pid) and found()[1] == "ready", 60, f"the return of {name}")
+
+
+def test_a_second_start_of_a_home_changes_nothing_for_the_first(home: Path) -> None:
+    """Two at the same moment, as by systemd and by hand: each chose a port, and wrote it down for both.
+
+    Processes of the first that were started again then looked for each other on the port of the second.
+    """
+    second = make_supervisor(home)
+    with supervising(home):
+        before = settings_file(home, ClientConfig(home=str(home), runtime_port=4711)).read_bytes()
+        with pytest.raises(ServiceError, match="is in use"):
+            second.start()
+        assert (home / "processes.json").read_bytes() == before

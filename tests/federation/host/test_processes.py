@@ -20,7 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from sovfed.federation.errors import ConfigError, IdentityError, NotValidNowError, PolicyError, ServiceError
+from sovfed.federation.errors import (
+    ConfigError,
+    IdentityError,
+    NotReadNowError,
+    NotValidNowError,
+    PolicyError,
+    ServiceError,
+)
 from sovfed.federation.host import child, logs
 from sovfed.federation.host.processes import (
     START_ATTEMPTS,
@@ -32,7 +39,7 @@ from sovfed.federation.host.processes import (
     read_status,
     stop_supervisor,
 )
-from sovfed.federation.host.status import WAITS
+from sovfed.federation.host.status import WAITS, supervising
 
 pytestmark = pytest.mark.deploy
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
@@ -268,7 +275,7 @@ def test_listening_sees_unix_sockets_and_ports(home: Path) -> None:
 
 def test_exit_codes_that_are_final() -> None:
     assert exit_code(ConfigError("x")) == 2
-    assert exit_code(NotValidNowError("x")) == WAITS
+    assert exit_code(NotValidNowError("x")) == exit_code(NotReadNowError("x")) == WAITS
     assert exit_code(IdentityError("x")) == exit_code(PolicyError("x")) == 3
     assert exit_code(ServiceError("x")) == 1
 
@@ -355,3 +362,62 @@ def test_a_supervisor_whose_own_log_is_full_goes_on(home: Path) -> None:
             wait_for(lambda: (status := read_status(home)) is not None and status.ready)
         finally:
             supervisor.terminate()
+
+
+def test_what_a_killed_supervisor_left_is_not_told_of_its_successor(home: Path) -> None:
+    """After a reboot "ready" and the numbers of processes stood there for as long as the first one takes to start."""
+    stranger = {"name": "trainer", "state": "ready", "pid": os.getpid(), "restarts": 0, "since": 0}
+    (home / "status.json").write_text(json.dumps({"pid": os.getpid(), "since": 0, "processes": [stranger]}))
+    with supervising(home):
+        assert read_status(home) is None
+        with pytest.raises(ServiceError, match="does not say which process"):
+            stop_supervisor(home, 0.2)  # and no signal goes to who has that number now
+
+
+def test_a_status_of_a_newer_version_is_read_as_far_as_it_is_known(home: Path) -> None:
+    """After an upgrade `status` and `down` meet a supervisor of the other version."""
+    worker = {"name": "trainer", "state": "ready", "pid": 5, "restarts": 1, "since": 2.0, "mood": "calm"}
+    with supervising(home):
+        (home / "status.json").write_text(json.dumps({"pid": 4, "since": 1.0, "processes": [worker], "host": "a"}))
+        status = read_status(home)
+        assert status is not None and status.pid == 4
+        assert status.processes == (ProcessStatus("trainer", "ready", 5, 1, 2.0),)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"pid": 1}'])
+def test_a_status_that_was_taken_away_or_torn_is_written_again(home: Path, content: bytes | None) -> None:
+    """Else the home is "in use" for `up` and "not running" for `down`, until somebody finds the process."""
+    with running(home, python("worker", SLEEPER)) as supervisor:
+        (home / "status.json").unlink()
+        if content is not None:
+            (home / "status.json").write_bytes(content)
+        wait_for(lambda: read_status(home) is not None)
+        assert read_status(home) == supervisor.status()
+
+
+def test_a_supervisor_goes_on_while_the_machine_has_no_descriptor_thread_or_memory(home: Path) -> None:
+    shortages = iter([OSError(24, "Too many open files"), RuntimeError("can't start new thread"), MemoryError()])
+
+    def ready() -> bool:
+        shortage = next(shortages, None)
+        if shortage is not None:
+            raise shortage
+        return True
+
+    with running(home, python("worker", SLEEPER, ready)):
+        assert status_of(home, "worker").state == "ready"
+    log = (home / "logs" / "worker.log").read_text()
+    assert "cannot be looked after now: [Errno 24] Too many open files" in log and "now: MemoryError" in log
+
+
+def test_a_supervisor_that_fails_says_so_and_leaves_nothing(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its thread was gone, and `up` ended with exit code 0, as if somebody had asked for it."""
+
+    def ready() -> bool:
+        raise KeyError("port")
+
+    supervisor = Supervisor(home, [python("worker", SLEEPER, ready)])
+    with pytest.raises(ServiceError, match="the supervisor failed: KeyError: 'port'"):
+        supervisor.start()
+    assert "Traceback" in capfd.readouterr().err
+    assert [process.state for process in supervisor.status().processes] == ["stopped"]

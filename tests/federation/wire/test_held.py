@@ -34,8 +34,11 @@ class Counter:
 
 class Served:
     def __init__(self, hold_s: float) -> None:
-        self.app, self.bell = Counter(), Bell()
-        held = Held(self.app, self.bell, "/ask", lambda body: int(body or b"0"), hold_s)
+        self.app, self.bell, self.doubled = Counter(), Bell(), list[str]()
+        held = Held(
+            self.app, self.bell, "/ask", lambda body: int(body or b"0"), hold_s,
+            lambda scope: self.doubled.append(scope["client"][0]),
+        )  # fmt: skip
         self.server = uvicorn.Server(
             uvicorn.Config(held, port=0, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
         )
@@ -106,9 +109,11 @@ def test_who_has_gone_or_asked_anew_takes_nothing_away(served: Served) -> None:
         served.ask(timeout_s=1.0)
     while served.bell._waiting:  # its end is noticed
         time.sleep(0.01)
+    assert not served.doubled
     zombie = served.asking()
     living = served.pool.submit(served.ask, 1)
     assert zombie.result(10).status_code == 503
+    assert served.doubled == ["127.0.0.1"]  # whose connection stood
     served.app.box = b"a message"
     served.bell.ring([1])
     assert living.result(10).content == b"a message"

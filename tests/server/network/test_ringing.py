@@ -10,7 +10,7 @@ from flwr.proto.message_pb2 import Message, Metadata, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskResponse, PushAppMessagesRequest
 
-from sovfed.federation.wire.held import App, Bell, Event, Receive, Send
+from sovfed.federation.wire.held import INSTITUTION, App, Bell, Event, Receive, Send
 from sovfed.server.network import ringing
 from sovfed.server.network.ringing import PULL_MESSAGES, PUSH_MESSAGES, PUSH_OBJECT, START_RUN, Ringing, held_pulls
 
@@ -113,3 +113,23 @@ def test_the_executor_is_answered_when_a_run_starts() -> None:
         await asyncio.wait_for(waiting, 10)
 
     asyncio.run(scene())
+
+
+def test_an_institution_whose_home_runs_twice_is_told_with_both_addresses(caplog: pytest.LogCaptureFixture) -> None:
+    """Seen with a copied home: each took the other's messages, and neither side said why."""
+    now = 0.0
+    doubled = ringing.Doubled(lambda: now)
+    for number in range(20):
+        now = 10.0 * number
+        doubled({INSTITUTION: "hospital-1", "client": (f"10.0.0.{5 + number % 2}", 4000 + number)})
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("hospital-1: two processes ask for its messages at once, from 10.0.0.5, 10.0.0.6:")
+
+
+def test_one_that_loses_a_connection_now_and_then_does_not_run_twice(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    doubled = ringing.Doubled(lambda: now)
+    for number in range(20):
+        now = 40.0 * number
+        doubled({INSTITUTION: "hospital-1", "client": ("10.0.0.5", 4000 + number)})
+    assert not caplog.records

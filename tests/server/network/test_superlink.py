@@ -33,7 +33,15 @@ from tests.server.agency import (
     superlink,
 )
 
-from sovfed.federation.certificates import create_key, key_to_pem
+from sovfed.federation.certificates import (
+    ServerNames,
+    create_csr,
+    create_key,
+    key_from_pem,
+    key_to_pem,
+    sign_csr,
+    to_pem,
+)
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError
 from sovfed.federation.files import write_atomic, write_private
@@ -76,6 +84,17 @@ def test_a_stale_revocation_list_is_refused(home: Path) -> None:
     make_home(authority, home)
     write_atomic(home / "identity" / "crl.pem", authority.crl(days=1, now=authority.now - 3 * DAY))
     with pytest.raises(NotValidNowError, match="stale"):  # it is waited for: a fresh list may come
+        check_home(home)
+
+
+def test_a_certificate_that_ended_while_all_was_off_is_told_with_what_to_type(home: Path) -> None:
+    authority = Authority()
+    make_home(authority, home)
+    key = key_from_pem((home / "identity" / "key.pem").read_bytes(), "key")
+    request = to_pem(create_csr(key, ServerNames(("localhost",))))
+    past = sign_csr(authority.key, authority.root, request, authority.now - 40 * DAY, 30)
+    write_atomic(home / "identity" / "cert.pem", to_pem(past))
+    with pytest.raises(NotValidNowError, match=r"`sovfed authority sign .*server\.csr --server"):
         check_home(home)
 
 

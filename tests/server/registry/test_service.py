@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -469,6 +470,27 @@ def test_acceptance_registers_the_node_with_flower_once(tmp_path: Path) -> None:
         assert {node.node_id for node in control.list_nodes()} == {
             member.node_id for member in enrolment.members(agency.home)
         }
+
+
+@pytest.mark.deploy
+@pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # as above
+def test_nobody_need_be_admitted_anew_where_flowers_database_is_lost(tmp_path: Path) -> None:
+    """It said "admit it again", and `admit` that it is enrolled already."""
+    agency = make_agency(tmp_path)
+    config = server_config(agency.home)
+    settings = {"server": asdict(config), "tracking": asdict(TrackingConfig())}
+    write_private(agency.home / "server.json", json.dumps(settings).encode())
+    with agency.run(config), superlink(agency.home, config) as (_, control):
+        applicant = Applicant(agency)
+        applicant.ask(applicant.request(csr := applicant.csr()))
+        enrolment.accept_certificate(agency.home, authority.sign(agency.authority, csr))
+        (before,) = control.list_nodes()
+    shutil.rmtree(agency.home / "superlink")
+    with superlink(agency.home, config) as (_, control):
+        wait_until(lambda: len(control.list_nodes()) == 1, 20, "its node is registered")
+        (after,) = control.list_nodes()
+        assert (after.public_key, after.name) == (before.public_key, "hospital-1") and after.node_id != before.node_id
+        wait_until(lambda: enrolment.members(agency.home)[0].node_id == after.node_id, 20, "the roster has it")
 
 
 @contextlib.contextmanager

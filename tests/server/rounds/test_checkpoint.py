@@ -129,3 +129,21 @@ def test_a_version_with_more_settings_goes_on_with_an_older_version_s_run() -> N
     same = dataclasses.replace(config, privacy=newer(**values))
     other = dataclasses.replace(config, privacy=newer(**values, later=4))
     assert checkpoint.config_digest(same) == checkpoint.config_digest(config) != checkpoint.config_digest(other)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 60])
+def test_a_torn_checkpoint_is_named_with_what_to_do(tmp_path: Path, keep: int) -> None:
+    """The run had failed of "SafetensorError", and nothing else was told."""
+    checkpoint.write(tmp_path, made(3))
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ConfigError, match=r"is damaged .*restore it from a backup"):
+        checkpoint.read(tmp_path, CONFIG)
+
+
+def test_another_file_in_a_checkpoints_place_is_named(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"model": np.zeros(3, np.float32)}, tmp_path / checkpoint.NAME)
+    with pytest.raises(ConfigError, match="no checkpoint of a run"):
+        checkpoint.read(tmp_path, CONFIG)

@@ -169,3 +169,32 @@ def test_a_start_that_is_no_file_or_would_fill_the_memory_is_refused_at_once(hom
         with pytest.raises(ConfigError):
             folders._with_own_start(home, folder, compose([f"task.start={start}"]).config)
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(300), b"[]", b"null", b"{}", b'{"status": null}'])
+def test_a_damaged_run_hides_no_other_and_says_what_to_do(home: Path, content: bytes) -> None:
+    """Seen: one empty file, and neither list, console nor metrics told anything of any run."""
+    for name in ("lost", "sound"):
+        folders.start_run(Recorder(), home, name, compose([]).config, resume=False)  # type: ignore[arg-type]
+    path = folders.run_folder(home, "lost") / folders.STATE
+    path.write_bytes(content)
+    runs = {run["name"]: run for run in folders.read_runs(home)}
+    assert (runs["sound"]["status"], runs["lost"]["status"]) == (folders.STARTING, folders.DAMAGED)
+    assert str(path) in runs["lost"]["reason"] and "restore it from a backup" in runs["lost"]["reason"]
+    assert runs["lost"].keys() == runs["sound"].keys()
+    with pytest.raises(ConfigError, match="is damaged"):
+        folders.read_run(home, "lost")
+    with pytest.raises(ConfigError, match="is damaged"):  # and its name is not begun anew over what is left
+        folders.start_run(Recorder(), home, "lost", compose([]).config, resume=True)  # type: ignore[arg-type]
+
+
+def test_settings_of_a_run_that_no_version_wrote_are_damaged(home: Path) -> None:
+    folders.start_run(Recorder(), home, "study", compose([]).config, resume=False)  # type: ignore[arg-type]
+    path = folders.run_folder(home, "study") / folders.STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": {"task": []}}))
+    assert folders.read_runs(home)[0]["status"] == folders.DAMAGED
+
+
+def test_a_line_of_rounds_that_is_no_object_ends_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n[]\n{"round": 2}\n')
+    assert read_rounds(tmp_path) == [{"round": 1}]

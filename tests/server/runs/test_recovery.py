@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,12 +16,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.federation.tasks.declared_cases import text_of
 
 from sovfed.federation.compose import compose
-from sovfed.federation.errors import AwayError, CohortError, ConfigError, DeclinedError, LostError, ServiceError
+from sovfed.federation.errors import (
+    AwayError,
+    CohortError,
+    ConfigError,
+    DeclinedError,
+    LostError,
+    NotReadNowError,
+    ServiceError,
+)
 from sovfed.federation.files import private_directory
 from sovfed.federation.wire.loopback import ensure_secret
 from sovfed.server.runs import app, coordinators, folders, recovery
+from sovfed.server.runs.awaiting import why_waiting
 from sovfed.server.runs.control import LOOPBACK_SECRET
 from sovfed.server.runs.curves import ROUNDS
 from sovfed.server.runs.executor import Executor
@@ -218,6 +229,11 @@ def test_a_run_is_stopped_though_the_superlink_hangs(home: Path, flower: Flower)
         (AwayError("no lane relay answers"), 0, False, True),  # its supervisor starts it again
         (ServiceError("too few institutions opened their stream"), 0, False, False),
         (OSError(28, "No space left on device"), 0, False, True),
+        (MemoryError(), 0, False, True),
+        (RuntimeError("can't start new thread"), 0, False, True),
+        (RuntimeError("shapes do not fit"), 5, True, False),
+        (sqlite3.OperationalError("unable to open database file"), 5, False, True),
+        (NotReadNowError("key.pem: cannot be read now: Too many open files"), 0, False, True),
         (DeclinedError("they would again"), 5, True, False),
         (ConfigError("no such strategy"), 5, True, False),
     ],
@@ -227,3 +243,28 @@ def test_what_may_pass_by_itself_is_no_failure(
 ) -> None:
     (tmp_path / ROUNDS).write_text('{"round": 1}\n' * rounds)
     assert app._passes(error, tmp_path, resume) is passes
+
+
+def test_a_run_goes_on_in_a_home_that_was_moved_meanwhile(tmp_path: Path, flower: Flower) -> None:
+    """Its own copies of the task's file and of the model that it began with were looked for in the old place."""
+    before, task = private_directory(tmp_path / "before"), tmp_path / "birth.yaml"
+    task.write_text(text_of())
+    config = compose([f"task={task}"]).config
+    folders.start_run(flower, before, "study", config, resume=False)  # type: ignore[arg-type]
+    folders.write_state(folders.run_folder(before, "study"), folders.read_state(before, "study"), folders.INTERRUPTED)
+    task.unlink()
+    after = before.rename(tmp_path / "after")
+    Recovery(after, flower).step()  # type: ignore[arg-type]
+    assert flower.started == [OLD, NEW]
+    assert folders.stored_config(after, "study").task.file == str(after / "runs" / "study" / folders.FILE)
+
+
+def test_what_keeps_a_run_from_being_taken_up_is_told_by_run_show(home: Path, flower: Flower) -> None:
+    def fail() -> None:
+        raise ServiceError("no room for another run")
+
+    flower.at_start = fail
+    Recovery(home, flower).step()  # type: ignore[arg-type]
+    (said,) = why_waiting(folders.read_run(home, "study"), folders.run_folder(home, "study"), None)
+    assert "in 5 s" in said or "in 4 s" in said or "in 3 s" in said
+    assert said.endswith("(1 tries without a new round: no room for another run)")
