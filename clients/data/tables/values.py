@@ -38,7 +38,7 @@ def text_of(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, (float, Decimal)):
         return f"{value:.0f}" if math.isfinite(value) and value == int(value) else str(value)
-    text = value if isinstance(value, str) else json.dumps(value, default=str) if _is_nested(value) else str(value)
+    text = value if isinstance(value, str) else _nested(value) if isinstance(value, (list, dict)) else str(value)
     return text.encode("utf-8", "replace").decode()
 
 
@@ -46,8 +46,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal))
 
 
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (list, dict))
+def _nested(value: Any) -> str:
+    """As JSON; "" where it is nested as deep as can just be read, and no deeper can be written."""
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError:
+        return ""
 
 
 def _float(value: Any) -> float:

@@ -45,3 +45,11 @@ def test_a_person_whose_name_is_a_text_moves_nobody_whose_name_is_a_number(tmp_p
         records = load_records(SMALL, DataConfig(source="jsonl", path=str(path)))
         parts.append(records.train[records.train < 40])
     assert parts[0].tolist() == parts[1].tolist()
+
+
+def test_what_can_just_be_read_and_not_be_written_again_is_no_text() -> None:
+    """Seen: a value nested as deep as JSON can be read ended the reading of its whole table."""
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    assert cells_of([deep, "x"], numeric=False).to_pylist() == ["", "x"]
