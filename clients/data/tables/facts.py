@@ -149,6 +149,7 @@ class Facts(ABC):
     """A `Source` of one row a person."""
 
     word = "person"
+    spells_lists = True
     decimal = "."
 
     def __init__(self, where: str, rules: Mapping[str, Rule]) -> None:
