@@ -111,7 +111,7 @@ def _is_coded_text(column: pa.Array) -> bool:
     if not types.is_dictionary(column.type):
         return False
     values = column.type.value_type
-    return types.is_string(values) or types.is_large_string(values) or types.is_binary(values)
+    return bool(types.is_string(values) or types.is_large_string(values) or types.is_binary(values))
 
 
 def open_parquet(config: DataConfig, names: Iterable[str]) -> Parquet:

@@ -113,7 +113,7 @@ def from_json(text: str | bytes, where: str) -> tuple[Facts, dict[str, str]]:
     fields = json_object(text, where, DataError, MAX_FACTS_BYTES)
     if fields.get("format") != FORMAT:
         raise DataError(f"{where}: format {str(fields.get('format'))[:20]!a}, this version reads {FORMAT}")
-    more = {name: fields.pop(name) for name in (TEXT, "model_sha256") if name in fields}
+    more: dict[str, str] = {name: fields.pop(name) for name in (TEXT, "model_sha256") if name in fields}
     if not all(isinstance(value, str) for value in more.values()) or len(more.get(TEXT, "")) > MAX_TEXT:
         raise DataError(f"{where}: {TEXT} and model_sha256 must be text, of at most {MAX_TEXT} characters")
     facts = bind(Facts, fields, where, DataError)
