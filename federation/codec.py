@@ -7,9 +7,7 @@ Two edges use it: the Flower edge (`federation/wire/flower.py`: ConfigRecord and
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final, TypeAlias, cast
@@ -19,13 +17,12 @@ import numpy.typing as npt
 
 from sovfed.federation.errors import ProtocolError
 from sovfed.federation.messages import KINDS, LATER, LastRequest, Message, RunRequest
-from sovfed.federation.schema import bind
+from sovfed.federation.schema import BIGGEST, bind
 from sovfed.federation.stored import Pieces
-from sovfed.federation.text import NAME
+from sovfed.federation.text import NAME, json_object
 from sovfed.federation.vectors import MAX_PARAMETERS
 
 PROTOCOL_VERSION: Final = 1
-BIGGEST: Final = sys.float_info.max
 MAX_SCALARS_BYTES: Final = 16_384
 Scalar: TypeAlias = bool | int | float | str
 _NAMES: Final = {cls: kind for kind, cls in KINDS.items()}
@@ -118,12 +115,7 @@ def last_of(run: RunRequest) -> LastRequest:
     """The last round's request of `run`, its model left out. Raises ProtocolError."""
     cls = KINDS[run.request_kind]
     vectors = {name: np.zeros(int(name == "begin" and run.masked), dtype) for name, dtype in _DTYPES[cls].items()}
-    try:
-        scalars = json.loads(run.request.tobytes())
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("the run's request is malformed") from error
-    if run.request.size > MAX_SCALARS_BYTES or not isinstance(scalars, dict):
-        raise ProtocolError("the run's request is malformed")
+    scalars = json_object(run.request.tobytes(), "the run's request", ProtocolError, MAX_SCALARS_BYTES)
     return cast("LastRequest", decode(run.request_kind, scalars, vectors))
 
 

@@ -10,7 +10,7 @@ import base64
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -18,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import SubjectAlternativeName
 
 from sovfed.federation.certificates import CLOCK_SKEW, Names, check_csr, read_names
+from sovfed.federation.decoded import reading
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.identity import parse_certificate
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import json_object
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -60,13 +62,7 @@ def make_renewal(csr: bytes, certificate: bytes, endorsement: bytes) -> Renewal:
 
 def read_renewal(data: bytes) -> Renewal:
     """The renewal in a file. Raises IdentityError if it is none; `check_renewal` tells whether it holds."""
-    try:
-        values: Any = json.loads(data[: MAX_BYTES + 1]) if len(data) <= MAX_BYTES else None
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise IdentityError("renewal: not a renewal's JSON")
-    return bind(Renewal, values, "renewal", IdentityError)
+    return bind(Renewal, json_object(data, "renewal", IdentityError, MAX_BYTES), "renewal", IdentityError)
 
 
 def check_renewal(renewal: Renewal) -> tuple[Names, x509.Certificate]:
@@ -91,7 +87,9 @@ def check_renewal(renewal: Renewal) -> tuple[Names, x509.Certificate]:
 
 def names_of(certificate: x509.Certificate) -> Names:
     """Whom the certificate is for. Raises IdentityError."""
-    return read_names(certificate.extensions.get_extension_for_class(SubjectAlternativeName).value)
+    with reading("certificate: without alternative names"):
+        alternatives = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
+    return read_names(alternatives)
 
 
 def is_due(certificate: x509.Certificate, now: datetime | None = None) -> bool:

@@ -10,7 +10,7 @@ import base64
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +22,7 @@ from sovfed.federation.errors import IdentityError
 from sovfed.federation.files import read_bounded, write_atomic
 from sovfed.federation.identity import issuer_of, load_roots, parse_certificate
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import json_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,13 +68,8 @@ def make_handover(
 
 def read_handover(data: bytes) -> Handover:
     """The handover in `data`, signed by the root that it calls former. Raises IdentityError."""
-    try:
-        values: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise IdentityError("handover of roots: not its JSON")
-    handover = bind(Handover, values, "handover of roots", IdentityError)
+    where = "handover of roots"
+    handover = bind(Handover, json_object(data, where, IdentityError, MAX_BYTES), where, IdentityError)
     former, root = (parse_certificate(pem.encode(), "handover of roots") for pem in (handover.former, handover.root))
     key = former.public_key()
     try:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sovfed.federation.errors import ConfigError, SovfedError
 from sovfed.federation.text import NAME, NAME_IN_WORDS, steers, visible
 
 T = TypeVar("T")
+BIGGEST: Final = sys.float_info.max
+MOST_SHOWN: Final = 80  # characters of a value in an error
 _MISSING: Any = dataclasses.MISSING
 
 
@@ -100,18 +103,18 @@ def _value(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: typ
         if isinstance(value, kind):
             return value
         if not isinstance(value, Mapping):
-            raise error(f"'{key}' must be a group of settings, got {value!r}")
+            raise error(f"'{key}' must be a group of settings, got {_short(value)}")
         return bind(kind, value, key, error)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise error(f"'{key}' must be a list, got {value!r}")
+            raise error(f"'{key}' must be a list, got {_short(value)}")
         item = typing.get_args(kind)[0]
         if rules.get("words"):
             value = [str(element) if type(element) is int else element for element in value]
         return tuple(_value(item, element, rules, f"{key}[{i}]", error) for i, element in enumerate(value))
     if typing.get_origin(kind) is dict:
         if not isinstance(value, Mapping):
-            raise error(f"'{key}' must be a mapping, got {value!r}")
+            raise error(f"'{key}' must be a mapping, got {_short(value)}")
         item = typing.get_args(kind)[1]
         return {str(name): _value(item, element, rules, f"{key}.{name}", error) for name, element in value.items()}
     return _scalar(kind, value, rules, key, error)
@@ -119,9 +122,9 @@ def _value(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: typ
 
 def _scalar(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: type[SovfedError]) -> Any:
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= BIGGEST else math.inf if value > 0 else -math.inf
     if type(value) is not kind:
-        raise error(f"'{key}' must be {kind.__name__}, got {value!r} ({type(value).__name__})")
+        raise error(f"'{key}' must be {kind.__name__}, got {_short(value)} ({type(value).__name__})")
     if kind is float and not math.isfinite(value):
         raise error(f"'{key}' must be finite, got {value!r}")
     if kind is str and steers(value.replace("\n", "") if rules.get("lines") else value):
@@ -130,13 +133,19 @@ def _scalar(kind: Any, value: Any, rules: Mapping[str, Any], key: str, error: ty
         raise error(f"'{key}' must be {NAME_IN_WORDS}, got {value[:80]!a}")
     options = rules.get("options")
     if options and value not in options:
-        raise error(f"'{key}' is {value!r}{nearest(str(value), options)}")
+        raise error(f"'{key}' is {_short(value)}{nearest(str(value)[:MOST_SHOWN], options)}")
     size = value if kind in (int, float) else len(value) if isinstance(value, (str, bytes)) else None
     low, high = rules.get("low"), rules.get("high")
     if size is not None and ((low is not None and size < low) or (high is not None and size > high)):
         quantity = "" if kind in (int, float) else "length "
-        raise error(f"'{key}' {quantity}{size!r} is outside [{_edge(low)}, {_edge(high)}]{_unit(rules)}")
+        raise error(f"'{key}' {quantity}{_short(size)} is outside [{_edge(low)}, {_edge(high)}]{_unit(rules)}")
     return value
+
+
+def _short(value: Any) -> str:
+    """`value` as an error shows it: whoever sent it does not fill a log with it."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def _edge(value: float | None) -> str:

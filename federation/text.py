@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import re
 import unicodedata
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -124,6 +125,27 @@ def from_base64(text: str, where: str, error: type[SovfedError]) -> bytes:
     if to_base64(data) != text:
         raise error(f"{where}: base64 in another spelling")
     return data
+
+
+def json_object(data: bytes | str, where: str, error: type[SovfedError], most: int) -> dict[str, Any]:
+    """The JSON object that `data` spells, which somebody else wrote.
+
+    Raises `error`, naming `where`, and nothing else: on over `most` bytes, on another value, on one that is nested too
+    deep to be read, on bytes that are no text, on NaN and infinities.
+    """
+    if len(data) > most:
+        raise error(f"{where}: {len(data)} bytes, at most {most} are read")
+    try:
+        values: Any = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{where}: not JSON") from problem
+    if not isinstance(values, dict):
+        raise error(f"{where}: not a JSON object")
+    return values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(name)
 
 
 def day(moment: float, form: str = "%F %R UTC") -> str:

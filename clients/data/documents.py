@@ -63,7 +63,7 @@ def _lines(file: Path, keys: Keys) -> Iterator[Document]:
         text = line.get(keys.text)
         if not isinstance(text, str):
             raise DataError(f"{where}: '{keys.text}' is no text")
-        yield Document(name, text, _word(line, keys.person, where) if keys.person else "", side)
+        yield Document(name, _unicode(text), _word(line, keys.person, where) if keys.person else "", side)
 
 
 def _word(line: dict[str, Any], key: str, where: str) -> str:
@@ -71,4 +71,9 @@ def _word(line: dict[str, Any], key: str, where: str) -> str:
     value = line.get(key)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         raise DataError(f"{where}: '{key}' is no word")
-    return str(value)
+    return _unicode(str(value))
+
+
+def _unicode(text: str) -> str:
+    """JSON may hold halves of characters, which no text has."""
+    return text.encode("utf-8", "replace").decode()

@@ -36,33 +36,48 @@ class Jsonl:
     """The records of one file."""
 
     word = "line"
+    spells_lists = True
     decimal = "."
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
         self.path, self.where = path, str(path)
-        first = [record for _, record in islice(self.objects(), SEEN)]
-        keys = dict.fromkeys(key for record in first for key in record)
-        self.header: Sequence[str] = tuple(keys)
+        first = islice(self.objects(), SEEN)  # of which one is held at a time: each may be long
+        self.header: Sequence[str] = tuple(dict.fromkeys(key for _, record in first for key in record))
 
     def batches(self, wanted: Sequence[int], numeric: Sequence[int], report: Report) -> Iterator[Batch]:
-        records = self.objects(report)
         names = [self.header[position] for position in wanted]
-        while rows := list(islice(records, ROWS)):
+        for rows in self._blocks(names, report):
             lines = np.array([line for line, _ in rows], np.int64)
             cells = [
-                cells_of([record.get(name) for _, record in rows], numeric=position in numeric)
-                for position, name in zip(wanted, names, strict=True)
+                cells_of([values[place] for _, values in rows], numeric=position in numeric)
+                for place, position in enumerate(wanted)
             ]
             yield Batch(cells, lines)
 
     def objects(self, report: Report | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of each line; what is no object is told to `report`. Raises DataError."""
+        return ((number, record) for number, _, record in self._records(report))
+
+    def _blocks(self, names: Sequence[str], report: Report) -> Iterator[list[tuple[int, list[Any]]]]:
+        """Line number and values of `ROWS` records at a time, or of fewer long ones."""
+        rows, size_bytes = list[tuple[int, list[Any]]](), 0
+        for number, size, record in self._records(report):
+            rows.append((number, [record.get(name) for name in names]))
+            size_bytes += size
+            if len(rows) == ROWS or size_bytes >= MAX_LINE:
+                yield rows
+                rows, size_bytes = [], 0
+        if rows:
+            yield rows
+
+    def _records(self, report: Report | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """As `objects`, with how many bytes each line has."""
         try:
             with self._open() as file:
                 for number, line in _lines(file, self.path):
                     record = _object(line)
                     if record is not None:
-                        yield number, record
+                        yield number, len(line), record
                     elif report is not None:
                         report.rows += 1
                         report.bad += 1

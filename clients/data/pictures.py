@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from PIL.Image import Image
@@ -34,6 +36,20 @@ PLAIN: Final = (".png", ".jpg", ".jpeg")
 
 class _UnfitError(Exception):
     """Says what a file has and what was expected: no value and no name."""
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Raise _UnfitError, which says `what`, for whatever a library raises over the bytes of one file.
+
+    Nobody can list that, and whatever else escaped would take all other records with this one.
+    """
+    try:
+        yield
+    except (_UnfitError, DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise _UnfitError(f"{what} ({type(error).__name__})") from None
 
 
 def look(folder: Path, name: str, column: Column) -> str:
@@ -61,29 +77,27 @@ def shape_of(folder: Path, name: str) -> tuple[int, int, int] | None:
         return None
     path = folder / name
     try:
-        if not path.is_file():
-            return None
-        if _is_dicom(path):
-            data = _dicom(path, pixels=False)
-            return int(data.get("SamplesPerPixel", 1)), int(data.get("Rows", 0)), int(data.get("Columns", 0))
-        with _picture(path) as image:
-            channels = next((count for count, modes in MODES.items() if image.mode in modes), 0)
-            return (channels, image.height, image.width) if channels else None
-    except (_UnfitError, DataError, OSError):
+        with _decoding("no image"):
+            if not path.is_file():
+                return None
+            if _is_dicom(path):
+                return _dicom_shape(_dicom(path, pixels=False))
+            with _picture(path) as image:
+                channels = next((count for count, modes in MODES.items() if image.mode in modes), 0)
+                return (channels, image.height, image.width) if channels else None
+    except (_UnfitError, DataError):
         return None
 
 
 def _pixels(path: Path, column: Column) -> npt.NDArray[np.uint8]:
     """Shape [channels, height, width]. Raises _UnfitError, and DataError where pydicom is not installed."""
     _check_size(path, column)
-    if _is_dicom(path):
-        return _dicom_pixels(_dicom(path, pixels=True), column)
-    try:
+    with _decoding("a file cannot be decoded to its end"):
+        if _is_dicom(path):
+            return _dicom_pixels(_dicom(path, pixels=True), column)
         with _picture(path) as image:
             _check(image, column)
             pixels = np.asarray(image.convert(_mode(column)), np.uint8)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise _UnfitError(f"a file cannot be decoded to its end ({type(error).__name__})") from None
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -119,8 +133,6 @@ def _picture(path: Path) -> Image:
         return Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
         raise _UnfitError(f"a file is none of {', '.join(FORMATS)} or DICOM ({', '.join(DICOM)})") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _UnfitError(f"a file is broken ({type(error).__name__})") from None
 
 
 def _mode(column: Column) -> str:
@@ -150,22 +162,17 @@ def _is_dicom(path: Path) -> bool:
 def _dicom(path: Path, *, pixels: bool) -> Dataset:
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
     except ImportError:
         raise DataError("a DICOM image needs pydicom: pip install 'sovfed[dicom]'") from None
-    try:
+    with _decoding("a file is no DICOM"):
         if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == DEFLATED:
             raise _UnfitError("a DICOM file is deflated as a whole, to a size that nothing bounds: save it unpacked")
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, EOFError) as error:
-        raise _UnfitError(f"a file is no DICOM ({type(error).__name__})") from None
 
 
 def _check_dicom(data: Dataset, column: Column) -> None:
     channels, height, width = column.shape
-    shape = tuple(
-        int(data.get(name, default)) for name, default in (("SamplesPerPixel", 1), ("Rows", 0), ("Columns", 0))
-    )
+    shape = _dicom_shape(data)
     if shape != (channels, height, width) or int(data.get("NumberOfFrames", 1) or 1) != 1:
         raise _UnfitError(
             f"a DICOM image has {shape[2]} × {shape[1]} pixels of {shape[0]} channels, expected one frame of "
@@ -173,12 +180,17 @@ def _check_dicom(data: Dataset, column: Column) -> None:
         )
 
 
+def _dicom_shape(data: Dataset) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    return int(data.get("SamplesPerPixel", 1)), int(data.get("Rows", 0)), int(data.get("Columns", 0))
+
+
 def _dicom_pixels(data: Dataset, column: Column) -> npt.NDArray[np.uint8]:
     """Rescaled, windowed as the file says (else over all that its bits can be), and 255 always the brightest."""
     from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     _check_dicom(data, column)
-    try:
+    with _decoding("a DICOM image cannot be decoded"):
         raw = data.pixel_array
         if column.shape[0] == 3:
             return np.ascontiguousarray(np.asarray(raw, np.uint8).transpose(2, 0, 1))
@@ -187,8 +199,8 @@ def _dicom_pixels(data: Dataset, column: Column) -> npt.NDArray[np.uint8]:
         if "WindowWidth" not in data and "VOILUTSequence" in data:
             values = np.asarray(apply_voi_lut(raw, data), np.float64)
             low, high = float(values.min()), float(values.max())
-    except (ValueError, AttributeError, KeyError, RuntimeError, NotImplementedError, TypeError, IndexError) as error:
-        raise _UnfitError(f"a DICOM image cannot be decoded ({type(error).__name__})") from None
+        if not np.isfinite([low, high]).all():
+            raise ValueError("a window without end")
     scaled = np.clip((values - low) / max(high - low, 1e-9), 0.0, 1.0) * 255.0
     if data.get("PhotometricInterpretation") == "MONOCHROME1":
         scaled = 255.0 - scaled

@@ -39,6 +39,7 @@ class Sql:
     """The rows of one query."""
 
     word = "row"
+    spells_lists = True
     decimal = "."
 
     def __init__(self, config: DataConfig) -> None:

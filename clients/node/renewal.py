@@ -120,10 +120,11 @@ def keep_fresh(home: Path, every_s: float, stop: threading.Event, proxy: str | N
         for refresh in (refresh_crl, renew_if_due):
             try:
                 refreshed = refresh(home, proxy)
-            except (SovfedError, OSError) as error:
+            except Exception as error:  # of whatever kind: no answer of the agency's ends it
                 problem = str(error)
                 what = "revocation list" if refresh is refresh_crl else "certificate"
-                log.warning("the %s was not refreshed: %s", what, error)
+                expected = isinstance(error, SovfedError | OSError)
+                log.warning("the %s was not refreshed: %s", what, error, exc_info=not expected)
             else:
                 if isinstance(refreshed, datetime):
                     log.info("the certificate was renewed, and is good until %s", f"{refreshed:%F %R} UTC")

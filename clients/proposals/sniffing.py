@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _DECIMAL: Final = re.compile(r"[<>≤≥]?\s*[-+]?[0-9]*,[0-9]+")
 TABLES: Final = (*CSV, *PARQUET)
 MAX_ROWS: Final = 100_000  # that are looked at
+MAX_BYTES: Final = 1 << 28  # of a Parquet file's cells, of which many may share one long text
 MAX_NAMES: Final = 10_000
 _NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -106,12 +107,14 @@ def _of_parquet(path: Path, told: Callable[[Iterable[str | None]], list[str]]) -
     names = tuple(source.header)
     _check_names(names, path)
     rows: list[list[str]] = []
+    size_bytes = 0
     nested: tuple[str, ...] = ()
     for batch in source.batches(range(len(names)), [], Report(str(path))):
         nested = tuple(name for name, cells in zip(names, batch.cells, strict=True) if types.is_nested(cells.type))
         columns = [told(as_text(cells).to_pylist()) for cells in batch.cells]
         rows += [list(row) for row in zip(*columns, strict=True) if any(row)]
-        if len(rows) >= MAX_ROWS:
+        size_bytes += sum(cells.nbytes for cells in batch.cells)
+        if len(rows) >= MAX_ROWS or size_bytes > MAX_BYTES:
             break
     return Sheet(names, rows[:MAX_ROWS], "", "", source.decimal, path, nested)
 

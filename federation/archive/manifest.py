@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.tasks.columns import Schema
+from sovfed.federation.text import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,15 +93,7 @@ class Manifest:
 
 def read_manifest(data: bytes) -> Manifest:
     """The manifest that `data` spells. Raises ConfigError, and nothing else, if it is not `to_bytes` of any."""
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"manifest: {len(data)} bytes, at most {MAX_BYTES} are taken")
-    try:
-        values: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError("manifest: not JSON") from error
-    if not isinstance(values, dict):
-        raise ConfigError("manifest: not a JSON object")
-    manifest = bind(Manifest, values, "manifest")
+    manifest = bind(Manifest, json_object(data, "manifest", ConfigError, MAX_BYTES), "manifest")
     if manifest.to_bytes() != data:
         raise ConfigError("manifest: not in the spelling in which it is signed")
     return manifest

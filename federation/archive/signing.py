@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,7 +22,7 @@ from sovfed.federation.decoded import certificate_of, reading
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.identity import issuer_of, verify_signer
 from sovfed.federation.schema import bind, bounded, choice
-from sovfed.federation.text import from_base64, to_base64
+from sovfed.federation.text import from_base64, json_object, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,13 +59,7 @@ def sign(
 
 def read_signature(data: bytes, where: str) -> Signature:
     """The signature that `data` spells. Raises ConfigError if it is `to_bytes` of none."""
-    try:
-        values: Any = json.loads(data) if len(data) <= 2 * MAX_BYTES else None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not JSON") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: not a JSON object")
-    signature = bind(Signature, values, where)
+    signature = bind(Signature, json_object(data, where, ConfigError, 2 * MAX_BYTES), where)
     if signature.to_bytes() != data:
         raise ConfigError(f"{where}: not in the spelling that is written")
     from_base64(signature.certificate, where, ConfigError)

@@ -23,7 +23,7 @@ from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.sandbox import reaches_network, seal, system_rules
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.tasks.columns import Schema
-from sovfed.federation.text import visible
+from sovfed.federation.text import json_object, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,12 +79,8 @@ def described(folder: Path, digests: Mapping[str, str], entry: str, *, unsealed:
 
 def _answer(done: Completed) -> Description:
     complaint = visible(done.complained[-SHOWN:].decode(errors="replace").strip(), keep="\n")
-    try:
-        answer: Any = json.loads(done.printed)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise ConfigError(f"the task's code ended with {done.returncode} and no answer: {complaint}")
+    ended = f"the task's code ended with {done.returncode} and no answer: {complaint}"
+    answer = json_object(done.printed, ended, ConfigError, len(done.printed))
     if "error" in answer:
         kind = ServiceError if answer.get("sealed") is False else ConfigError
         raise kind(visible(str(answer["error"])[:LONGEST], keep=""))

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 import secrets
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -30,6 +29,7 @@ from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, 
 from sovfed.federation.files import private_directory, read_private, sync_folder, write_private
 from sovfed.federation.identity import load_certificate, parse_certificate, read_pair, to_der, verify_lapsed
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import json_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,13 +93,8 @@ class Voucher:
 
 def read_voucher(data: bytes) -> Voucher:
     """The voucher that `data` spells. Raises EvidenceError if it is `to_bytes` of none."""
-    try:
-        values: Any = json.loads(data) if len(data) <= 1 << 15 else None
-    except (ValueError, RecursionError) as error:
-        raise EvidenceError("keys of a log: not JSON") from error
-    if not isinstance(values, dict):
-        raise EvidenceError("keys of a log: not a JSON object")
-    voucher = bind(Voucher, values, "keys of a log", EvidenceError)
+    where = "keys of a log"
+    voucher = bind(Voucher, json_object(data, where, EvidenceError, 1 << 15), where, EvidenceError)
     if voucher.to_bytes() != data:
         raise EvidenceError("keys of a log: not in the spelling that is written")
     return voucher

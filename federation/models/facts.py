@@ -15,7 +15,7 @@ from sovfed.federation.messages import OWN, Sums
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.tasks import Task
 from sovfed.federation.tasks.columns import Schema
-from sovfed.federation.text import NAME, NAME_LENGTH, steers
+from sovfed.federation.text import NAME, NAME_LENGTH, json_object, steers
 
 FORMAT: Final = 1
 MAX_TEXT: Final = 1 << 20  # characters of a task.yaml
@@ -110,17 +110,10 @@ def to_json(facts: Facts, **more: str) -> str:
 
 def from_json(text: str | bytes, where: str) -> tuple[Facts, dict[str, str]]:
     """The facts in `text` and what stands beside them. Raises DataError unless all is of its type and bounds."""
-    if len(text) > MAX_FACTS_BYTES:
-        raise DataError(f"{where}: {len(text)} bytes, at most {MAX_FACTS_BYTES}")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{where}: expected a JSON object")
+    fields = json_object(text, where, DataError, MAX_FACTS_BYTES)
     if fields.get("format") != FORMAT:
         raise DataError(f"{where}: format {str(fields.get('format'))[:20]!a}, this version reads {FORMAT}")
-    more = {name: fields.pop(name) for name in (TEXT, "model_sha256") if name in fields}
+    more: dict[str, str] = {name: fields.pop(name) for name in (TEXT, "model_sha256") if name in fields}
     if not all(isinstance(value, str) for value in more.values()) or len(more.get(TEXT, "")) > MAX_TEXT:
         raise DataError(f"{where}: {TEXT} and model_sha256 must be text, of at most {MAX_TEXT} characters")
     facts = bind(Facts, fields, where, DataError)
@@ -136,11 +129,6 @@ class Told:
     sovfed: str = bounded(__version__, 1, 64)
 
 
-@dataclass(frozen=True)
-class _Message:
-    facts: Told
-
-
 def told(facts: Facts | Told) -> bytes:
     """The run and version of `facts` as JSON, for a message."""
     return json.dumps(_as_dict(Told(facts.run, facts.sovfed)), allow_nan=False).encode()
@@ -148,14 +136,7 @@ def told(facts: Facts | Told) -> bytes:
 
 def from_told(content: bytes) -> Told:
     """What `told` wrote. Raises ProtocolError unless all is of its type and bounds, and the run's name is one."""
-    if len(content) > MAX_TOLD_BYTES:
-        raise ProtocolError(f"facts of {len(content)} bytes, at most {MAX_TOLD_BYTES}")
-    try:
-        read = bind(_Message, {"facts": json.loads(content)}, "", ProtocolError).facts
-    except ProtocolError as error:
-        raise ProtocolError(str(error)[:300]) from None
-    except (ValueError, OverflowError, RecursionError):
-        raise ProtocolError("facts: not JSON of numbers that can be held") from None
+    read = bind(Told, json_object(content, "facts", ProtocolError, MAX_TOLD_BYTES), "facts", ProtocolError)
     name = read.run.name
     if len(name) > NAME_LENGTH or not NAME.fullmatch(name):
         raise ProtocolError(f"facts: run {name[:80]!a} is no name of a run")

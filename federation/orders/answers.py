@@ -6,7 +6,6 @@ What is signed names the institution and the order, so no answer stands for anot
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from sovfed.federation.files import create_private, read_private
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT
+from sovfed.federation.text import LAST_MOMENT, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -128,13 +127,7 @@ def make_answer(**values: Any) -> Answer:
 
 def read_answer(data: bytes, where: str) -> Answer:
     """The answer that `data` spells. Raises IdentityError."""
-    try:
-        values: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-    except (ValueError, RecursionError) as error:
-        raise IdentityError(f"{where}: not JSON") from error
-    if not isinstance(values, dict):
-        raise IdentityError(f"{where}: not an answer to an order")
-    return bind(Answer, values, where, IdentityError)
+    return bind(Answer, json_object(data, where, IdentityError, MAX_BYTES), where, IdentityError)
 
 
 def is_answer(data: bytes) -> bool:
@@ -196,5 +189,5 @@ def _text(data: bytes) -> str:
 def _bytes(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise IdentityError("answer: not base64") from error

@@ -7,7 +7,6 @@ none with another task, optimizer, noise, cohort or ring.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
@@ -26,7 +25,7 @@ from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
 from sovfed.federation.sums import FORMS, form_of, sums_of
-from sovfed.federation.text import LAST_MOMENT
+from sovfed.federation.text import LAST_MOMENT, json_object
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import LastRequest, Request, RunRequest
@@ -155,13 +154,7 @@ class RunOrder:
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """What `work` spells. Raises ProtocolError."""
-        try:
-            values: Any = json.loads(self.work)
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError("order: its work is not JSON") from error
-        if not isinstance(values, dict):
-            raise ProtocolError("order: its work is not a JSON object")
-        return values
+        return json_object(self.work, "order: its work", ProtocolError, MAX_BYTES)
 
     def lacks(self, request: RunRequest) -> str:
         """What of the whole run `request` is otherwise than ordered; "" if nothing. Raises ProtocolError."""
@@ -249,21 +242,13 @@ class Proposal:
         """Certificate and signature of the agency's server. Raises ProtocolError."""
         try:
             return base64.b64decode(self.certificate, validate=True), base64.b64decode(self.signature, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise ProtocolError("order: its server's signature is not base64") from error
 
 
 def read_proposal(data: bytes, where: str = "order") -> Proposal:
     """The proposal that `data` spells. Raises ProtocolError if it is `to_bytes` of none."""
-    if len(data) > MAX_BYTES:
-        raise ProtocolError(f"{where}: {len(data)} bytes, at most {MAX_BYTES} are read")
-    try:
-        values: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"{where}: not JSON") from error
-    if not isinstance(values, dict):
-        raise ProtocolError(f"{where}: not a JSON object")
-    proposal = bind(Proposal, values, where, ProtocolError)
+    proposal = bind(Proposal, json_object(data, where, ProtocolError, MAX_BYTES), where, ProtocolError)
     if len(proposal.approvals) > MAX_APPROVALS:
         raise ProtocolError(f"{where}: {len(proposal.approvals)} approvals, at most {MAX_APPROVALS} are read")
     if proposal.to_bytes() != data:

@@ -14,7 +14,7 @@ from sovfed.federation.evidence.keys import AGENCY
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT, day
+from sovfed.federation.text import LAST_MOMENT, day, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,10 +91,7 @@ def is_receipt(data: bytes) -> bool:
 def read_receipt(data: bytes, roots: Sequence[x509.Certificate]) -> Receipt:
     """The receipt that `data` spells, once its institution's signature holds. Raises EvidenceError."""
     try:
-        values: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-        if not isinstance(values, dict):
-            raise EvidenceError("not a receipt")
-        receipt = bind(Receipt, values, "receipt", EvidenceError)
+        receipt = bind(Receipt, json_object(data, "receipt", EvidenceError, MAX_BYTES), "receipt", EvidenceError)
         receipt.check(roots)
     except (ValueError, TypeError, AttributeError, RecursionError, IdentityError) as error:
         raise EvidenceError(f"the receipt does not hold: {error}") from error

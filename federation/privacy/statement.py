@@ -15,8 +15,10 @@ from sovfed.federation.errors import PrivacyError
 from sovfed.federation.privacy.accounting import CERTIFICATE, accountant_version, epsilon
 from sovfed.federation.privacy.events import Event
 from sovfed.federation.schema import bind, bounded, choice
+from sovfed.federation.text import json_object
 
 VERSION: Final = 1
+MAX_BYTES: Final = 1 << 26
 UNIT: Final = "person"
 ADJACENCY: Final = "add or remove one person"
 MECHANISMS: Final = {
@@ -136,12 +138,7 @@ def from_json(text: str) -> Statement:
 
     Raises PrivacyError, also where an ε is smaller than the events support.
     """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise PrivacyError("the privacy statement is not JSON") from error
-    if not isinstance(values, dict):
-        raise PrivacyError("the privacy statement is not a JSON object")
+    values = json_object(text, "the privacy statement", PrivacyError, MAX_BYTES)
     statement = bind(Statement, values, "statement", PrivacyError)
     for claimed in statement.promises:
         supported = epsilon(claimed.events, claimed.delta, statement.interval)

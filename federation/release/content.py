@@ -18,7 +18,7 @@ from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release.lineage import ended_at
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT
+from sovfed.federation.text import LAST_MOMENT, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,13 +76,7 @@ class Declaration:
 
 def read_declaration(data: bytes, where: str) -> Declaration:
     """The declaration that `data` spells. Raises IdentityError."""
-    try:
-        values: Any = json.loads(data) if len(data) <= MAX_BYTES else None
-    except (ValueError, RecursionError) as error:
-        raise IdentityError(f"{where}: not JSON") from error
-    if not isinstance(values, dict):
-        raise IdentityError(f"{where}: no declaration of training content")
-    return bind(Declaration, values, where, IdentityError)
+    return bind(Declaration, json_object(data, where, IdentityError, MAX_BYTES), where, IdentityError)
 
 
 def check_content(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.schema import bind, bounded
+from sovfed.federation.text import json_object
 
 ENROLMENT_SERVICE: Final = "sovfed.Enrolment"
 REGISTRY_SERVICE: Final = "sovfed.Registry"
@@ -38,12 +39,5 @@ class Invitation:
     @classmethod
     def from_json(cls, text: str) -> Invitation:
         """The invitation in `text`; raises IdentityError if it is not exactly one."""
-        if len(text) > MAX_INVITATION_BYTES:
-            raise IdentityError(f"invitation: {len(text)} characters, at most {MAX_INVITATION_BYTES} are read")
-        try:
-            values: Any = json.loads(text)
-        except ValueError as error:
-            raise IdentityError("invitation: not JSON") from error
-        if not isinstance(values, dict):
-            raise IdentityError("invitation: not a JSON object")
+        values = json_object(text, "invitation", IdentityError, MAX_INVITATION_BYTES)
         return bind(cls, values, "invitation", IdentityError)

@@ -56,8 +56,9 @@ def tend(home: Path, folder: Path, *, days: float = authority.LEAF_DAYS, passphr
         try:
             if _renew(home, path, out / f"{path.stem}.pem", days, passphrase):
                 done.append(f"renewed {path.stem}")
-        except (OSError, SovfedError) as error:
-            log.warning("%s: not signed: %s", path.name, error)
+        except Exception as error:  # of whatever kind: nothing that the agency lays down keeps a list from being signed
+            expected = isinstance(error, SovfedError | OSError)
+            log.warning("%s: not signed: %s", path.name, error, exc_info=not expected)
     return done
 
 

@@ -54,10 +54,10 @@ async def keep_up(home: Path, source: str | None, log_days: int = 0) -> None:
             try:
                 await asyncio.to_thread(step)
                 said.pop(what, None)
-            except (OSError, SovfedError) as error:
+            except Exception as error:  # of whatever kind: one step that fails keeps no other from being taken
                 if said.get(what) != (text := str(error)):
                     said[what] = text
-                    log.warning("%s: %s", what, text)
+                    log.warning("%s: %s", what, text, exc_info=not isinstance(error, OSError | SovfedError))
         await asyncio.sleep(LOOK_S)
 
 

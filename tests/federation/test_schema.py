@@ -91,6 +91,18 @@ def test_the_caller_chooses_the_error_and_the_key_it_starts_with() -> None:
         bind(Outer, {"x": 1}, "train", ProtocolError)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_whole_number_beyond_a_float_is_no_float(sign: int) -> None:
+    with pytest.raises(ConfigError, match="must be finite"):
+        bind(Inner, {"share": sign * 10**400})
+
+
+def test_a_long_value_is_not_told_whole() -> None:
+    with pytest.raises(ConfigError) as told:
+        bind(Inner, {"share": ["x" * 10_000]})
+    assert len(str(told.value)) < 200
+
+
 def test_an_integer_may_stand_for_a_float_and_nothing_else_is_converted() -> None:
     share = bind(Inner, {"share": 1}).share
     assert (share, type(share)) == (1.0, float)

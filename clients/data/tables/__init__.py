@@ -20,6 +20,7 @@ from sovfed.clients.data.tables.mapping import renamed
 from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.short import SharedWords, shared
 from sovfed.clients.data.tables.source import Batch, Restart, Source, no_rows, not_private, whole
+from sovfed.clients.data.tables.values import lists_of
 from sovfed.clients.data.tables.words import Rules
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import CODES, NUMBERS
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sovfed.federation.config import DataConfig
     from sovfed.federation.tasks.columns import Column, Schema, Table
 
+PLAIN: Final = ("number", "image", "tokens")  # kinds of columns whose cells are numbers
 FIRST: Final = 256  # rows that a column's few words are first looked for in
 SKIP: Final = "; --skip-bad predicts for the others"
 ATTEMPTS: Final = 8  # at reading a file whose way of writing is found out on the way
@@ -147,6 +149,11 @@ class _Reader:
         self._wanted = places.wanted
         self._columns = [column for column in schema.columns if column.name in places.columns]
         self._files = {column.name for column in self._columns if files and column.kind == "image"}
+        spelled = getattr(source, "spells_lists", False)
+        self._spelled = {
+            column.name for column in self._columns
+            if spelled and column.shape and column.kind in PLAIN and len(places.columns[column.name]) == 1
+        }  # fmt: skip
         self._decoders = {
             column.name: Decoder(column, rules, told.folded, told)
             if (told := own.get(column.name))
@@ -177,11 +184,11 @@ class _Reader:
         state = _Pass(
             Grown(stored, getattr(self.source, "expected", 0)), report, files={name: [] for name in self._files}
         )
-        plain = [column for column in self._columns if column.kind in ("number", "image", "tokens")]
+        plain = [column for column in self._columns if column.kind in PLAIN]
         numeric = [
             position
             for column in plain
-            if column.name not in self._files
+            if column.name not in self._files and column.name not in self._spelled
             for position in self.places.columns[column.name]
         ]
         names = {self.places.person, self.places.site}  # which are text, whatever else they are
@@ -259,6 +266,8 @@ class _Reader:
 
     def _decoded(self, column: Column, cells: Mapping[int, Cells]) -> Decoded:
         parts = [whole(cells[position]) for position in self.places.columns[column.name]]
+        if column.name in self._spelled:
+            parts = [lists_of(parts[0])]
         if column.name not in self._files:
             return self._decoders[column.name].decode(parts)
         names = np.array([(name or "").strip() for name in as_text(parts[0]).to_pylist()], object)

@@ -116,7 +116,7 @@ class Gathered:
     def _number(self, person: str, value: Any) -> None:
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # a whole number of hundreds of digits
             self._values.setdefault(person, str(value))  # told as no number when the table is read
             return
         before = self._values.get(person)
@@ -140,7 +140,7 @@ def _age(birth: str, then: datetime.date) -> float | str:
             return float(then.year - int(birth))
         parts = [int(number) for number in birth[:10].split("-")]
         day = datetime.date(*[*parts, 1, 1][:3])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return birth
     return float(then.year - day.year - ((then.month, then.day) < (day.month, day.day)))
 
@@ -149,6 +149,7 @@ class Facts(ABC):
     """A `Source` of one row a person."""
 
     word = "person"
+    spells_lists = True
     decimal = "."
 
     def __init__(self, where: str, rules: Mapping[str, Rule]) -> None:

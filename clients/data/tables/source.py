@@ -29,7 +29,8 @@ class Restart(Exception):  # noqa: N818 - no error: the source has learnt how th
 class Source(Protocol):
     """A table. `header` has its columns' names, `word` says what a line number counts.
 
-    It may have `guessed`, what was told from its records (`not_private`), and `expected`, about how many rows it has.
+    It may have `guessed`, what was told from its records (`not_private`), and `expected`, about how many rows it has;
+    `spells_lists` says that its cells are of `values.cells_of`, so that lists of numbers come as their JSON.
     """
 
     where: str

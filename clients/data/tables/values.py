@@ -13,21 +13,29 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from pyarrow import types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 def cells_of(values: Sequence[Any], *, numeric: bool) -> pa.Array:
-    """The cells of a column: of a numeric one numbers, or lists of them, as long as all are; else texts or days."""
+    """The cells of a column: of a numeric one numbers, as long as all are; else texts or days. A list is its JSON."""
     present = [value for value in values if value is not None]
     if numeric and all(map(_is_number, present)):
         return pa.array([None if value is None else _float(value) for value in values], pa.float64())
-    if numeric and any(isinstance(value, list) for value in present):
-        return pa.array([_floats(value) for value in values], pa.list_(pa.float64()))
+    if numeric:
+        numbers = (float(value) if isinstance(value, bool) else value for value in values)
+        return pa.array([text_of(value) for value in numbers], pa.string())
     if present and all(isinstance(value, datetime.date) for value in present):
         return pa.array(values)
     return pa.array([text_of(value) for value in values], pa.string())
+
+
+def lists_of(cells: pa.Array) -> pa.Array:
+    """The lists of numbers that `cells`, as `cells_of` gives them, are the JSON of: each by itself; else none."""
+    texts = cells.to_pylist() if types.is_string(cells.type) else [None] * len(cells)
+    return pa.array([_list_in(text) for text in texts], pa.list_(pa.float64()))
 
 
 def text_of(value: Any) -> str | None:
@@ -38,7 +46,7 @@ def text_of(value: Any) -> str | None:
         return "true" if value else "false"
     if isinstance(value, (float, Decimal)):
         return f"{value:.0f}" if math.isfinite(value) and value == int(value) else str(value)
-    text = value if isinstance(value, str) else json.dumps(value, default=str) if _is_nested(value) else str(value)
+    text = value if isinstance(value, str) else _nested(value) if isinstance(value, (list, dict)) else str(value)
     return text.encode("utf-8", "replace").decode()
 
 
@@ -46,8 +54,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, Decimal))
 
 
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (list, dict))
+def _nested(value: Any) -> str:
+    """As JSON; "" where it is nested as deep as can just be read, and no deeper can be written."""
+    try:
+        return json.dumps(value, default=lambda inner: float(inner) if isinstance(inner, Decimal) else str(inner))
+    except RecursionError:
+        return ""
 
 
 def _float(value: Any) -> float:
@@ -57,8 +69,11 @@ def _float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _floats(value: Any) -> list[float] | None:
-    """A list of numbers; anything else beside such lists is none."""
-    if not isinstance(value, list) or not all(map(_is_number, value)):
+def _list_in(text: str | None) -> list[float] | None:
+    """A number alone is a list of one."""
+    try:
+        value = json.loads(text or "null")
+    except (ValueError, RecursionError):
         return None
-    return [_float(item) for item in value]
+    items = value if isinstance(value, list) else [value]
+    return [_float(item) for item in items] if all(map(_is_number, items)) else None

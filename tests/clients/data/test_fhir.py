@@ -102,6 +102,18 @@ def test_another_unit_is_refused(tmp_path: Path) -> None:
         load_records(TASK, _export(tmp_path, wrong))
 
 
+def test_a_value_that_no_number_and_no_calendar_holds_is_at_fault_alone(tmp_path: Path) -> None:
+    """Seen: one patient's year of ten digits, or value of hundreds, took all patients out of every sum."""
+    text = MAPPING.replace("take: last", "take: mean")
+    observations = [_observation("p2", "2339-0", 10**400, "2025-01-01"), _observation("p3", "2339-0", 90, "2025-01-01")]
+    config = dataclasses.replace(_export(tmp_path, observations), bad_rows="quarantine", max_bad_share=0.9)
+    (tmp_path / "mapping.yaml").write_text(text)
+    born = {"resourceType": "Patient", "id": "p4", "gender": "male", "birthDate": "9999999999"}
+    with (tmp_path / "Patient.ndjson").open("a") as file:
+        file.write("\n" + json.dumps(born))
+    assert [row[2] for row in rows(load_records(TASK, config))] == [100, 90]
+
+
 @pytest.mark.parametrize(
     ("mapping", "said"),
     [

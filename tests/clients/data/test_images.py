@@ -15,7 +15,7 @@ from tests.clients.data.cases import AGE, ILL, NAMELESS, task_of
 
 from sovfed.clients.data import load_records, natural_sites, single
 from sovfed.clients.data.images import to_predict
-from sovfed.clients.data.pictures import look
+from sovfed.clients.data.pictures import look, shape_of
 from sovfed.clients.data.survey import report
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
@@ -206,6 +206,30 @@ def test_dicom_is_rescaled_and_windowed(tmp_path: Path) -> None:
     _dicom(tmp_path / "x.dcm", np.array([[0, 819, 1638], [2457, 3276, 4095]]), PhotometricInterpretation="MONOCHROME1")
     assert _read(GREY, config) == [[255, 204, 153], [102, 51, 0]]
     _dicom(tmp_path / "x.dcm", pixels.T)
+    with pytest.raises(DataError, match="1 file does not fit"):
+        load_records(GREY, config)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        (b"US\x02\0", b"US\x00\0"),  # rows of no number
+        (b"(\0\x10\0US", b"(\0\x10\0PN"),  # rows that are a person's name
+        (b"(\0\x10\0US", b"(\0\x10\0zz"),  # of a type that there is not
+        (b"123456", b"1e9999"),
+    ],
+)
+def test_a_dicom_file_that_its_library_cannot_make_sense_of_is_a_row_at_fault(
+    tmp_path: Path, tag: bytes, value: bytes
+) -> None:
+    """Seen: one such file took all of an institution's records out of every sum, private ones too."""
+    pytest.importorskip("pydicom", reason="DICOM needs pydicom")
+    config = _folder(tmp_path, {"x.dcm": b""})
+    _dicom(tmp_path / "x.dcm", np.zeros((2, 3)), RescaleSlope="123456", RescaleIntercept="0")
+    content = (tmp_path / "x.dcm").read_bytes()
+    assert tag in content
+    (tmp_path / "x.dcm").write_bytes(content.replace(tag, value, 1))
+    shape_of(tmp_path, "x.dcm")
     with pytest.raises(DataError, match="1 file does not fit"):
         load_records(GREY, config)
 

@@ -10,6 +10,8 @@ import pytest
 from tests.clients.data.cases import AGE, ILL, SMALL, rows, task_of, written
 
 from sovfed.clients.data import load_records, natural_sites
+from sovfed.clients.data.jsonl import MAX_LINE, ROWS, Jsonl
+from sovfed.clients.data.tables.report import Report
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import Column
@@ -72,6 +74,17 @@ def test_streams_one_after_the_other_are_one_file(tmp_path: Path) -> None:
     content = lzma.compress(first) + bytes(8) + lzma.compress(second)
     config = written(tmp_path, content, "x.jsonl.xz", source="jsonl")
     assert load_records(SMALL, config).persons.tolist() == [0, 1, 0]
+
+
+def test_long_lines_are_read_few_at_a_time(tmp_path: Path) -> None:
+    """Before, 1,024 of them were held at once, each of up to 16 MB, which .xz packs in a few kB."""
+    long = json.dumps({"text": "x" * (MAX_LINE // 4)}) + "\n"
+    path = tmp_path / "x.jsonl.xz"
+    path.write_bytes(lzma.compress((long * 6 + '{"text": "y"}\n' * (ROWS + 1)).encode(), preset=0))
+    source = Jsonl(path, ())
+    lines = [batch.lines.tolist() for batch in source.batches([0], [], Report("x"))]
+    assert [len(rows) for rows in lines] == [4, ROWS, 3]
+    assert [line for rows in lines for line in rows] == list(range(1, ROWS + 8))
 
 
 def test_no_stream_may_ask_for_much_memory(tmp_path: Path) -> None:

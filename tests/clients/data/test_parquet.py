@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import resource
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from tests.clients.data.cases import AGE, ILL, NAMELESS, SMALL, rows, task_of, written
 
 from sovfed.clients.data import load_records, natural_sites, single
-from sovfed.clients.data.parquet import Parquet
+from sovfed.clients.data.parquet import MAX_BATCH, Parquet
 from sovfed.clients.data.tables import read_table
+from sovfed.clients.data.tables.report import Report
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.columns import CODES, NUMBERS, Column, Schema, number
@@ -129,6 +131,21 @@ def test_little_more_memory_is_taken_than_the_columns_need(tmp_path: Path) -> No
     own = sum(part.nbytes for part in read.table.values())
     assert own == 200_000 * 50 * 4
     assert grown < 1.3 * own + 16e6
+
+
+def test_a_text_that_many_rows_share_takes_no_memory_for_each(tmp_path: Path) -> None:
+    """Seen: a file of 42 kB asked for more than 3 GB."""
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), pa.array(["x" * 900_000]))
+    columns = {"text": once, "ill": pa.array(["yes", None] * 10_000)}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", store_schema=False)
+    assert (tmp_path / "x.parquet").stat().st_size < 60_000
+    batches = Parquet(tmp_path / "x.parquet").batches([0, 1], [], Report("x"))
+    lines = []
+    for batch in islice(batches, 3):
+        assert batch.cells[0].nbytes <= MAX_BATCH + 2 * 900_000
+        assert batch.cells[1].to_pylist() == ["yes" if line % 2 else None for line in batch.lines.tolist()]
+        lines += batch.lines.tolist()
+    assert lines == list(range(1, len(lines) + 1))
 
 
 def test_a_number_that_stands_for_a_missing_value_is_none(tmp_path: Path) -> None:

@@ -171,6 +171,13 @@ def test_files_and_folders_are_read_in_order_and_faults_name_the_line(tmp_path: 
         assert "seven" not in str(caught.value)
 
 
+def test_half_a_character_in_one_document_ends_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [{"id": "a\ud800", "text": "Recht\ud800", "who": "\udfff"}, {"id": "b", "text": "Artikel", "who": "ann"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    documents = documents_in([tmp_path / "x.jsonl"], Keys(person="who"))
+    assert write_store(tmp_path / "store", documents, tokenizer, Rules()).documents == 2
+
+
 def test_the_commands_lead_from_texts_to_a_store(tmp_path: Path) -> None:
     source, tokens, law, store = (str(tmp_path / name) for name in ("t.jsonl", "tok.json", "law.yaml", "store"))
     Path(source).write_text(

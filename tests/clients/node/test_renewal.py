@@ -258,3 +258,22 @@ def test_a_root_is_taken_from_nobody_but_the_one_that_is_pinned(tmp_path: Path) 
     assert len(load_roots(identity / "root.pem")) == 1
     assert adopt(identity, good.to_json())
     assert not adopt(identity, good.to_json())
+
+
+def test_no_answer_of_the_agency_ends_the_watch_over_its_revocation_list(agency: Agency, tmp_path: Path) -> None:
+    """Seen: what it said of its roots, nested deep, ended the thread, and no list was fetched any more."""
+    home = enrolled(agency, tmp_path / "hospital", 30)
+    private_directory(home / "state")
+    said = agency.home / "identity" / "handover.json"
+    said.write_bytes(b"[" * 30_000)
+    stop = threading.Event()
+    watch = threading.Thread(target=keep_fresh, args=(home, 0.2, stop))
+    watch.start()
+    try:
+        until(lambda: "handover" in getattr(last_contact(home), "problem", ""), "it is told")
+        assert watch.is_alive()
+        said.unlink()
+        until(lambda: getattr(last_contact(home), "problem", "?") == "", "it goes on")
+    finally:
+        stop.set()
+        watch.join()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from sovfed.federation.certificates import InstitutionNames, create_csr, create_key, key_fingerprint, to_der, to_pem
 from sovfed.federation.errors import IdentityError
@@ -153,10 +157,30 @@ def _lay_a_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def _lay_what_is_nested(path: Path) -> None:
+    path.write_bytes(b"[" * 30_000)
+
+
+def _lay_a_certificate_of_nobody(path: Path) -> None:
+    """Without alternative names, as `openssl req -x509` makes one."""
+    key, name = create_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hospital-1")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 5, NOW, NOW + DAY).sign(key, hashes.SHA256())
+    csr = request(key)
+    shown = Renewal(csr.decode(), to_pem(made).decode(), base64.b64encode(endorse(key, csr)).decode())
+    path.write_bytes(shown.to_json())
+
+
 @pytest.mark.parametrize("name", ["a.renewal", "\x1b[2Jb.renewal", "a b\n.renewal", "..renewal"])
 @pytest.mark.parametrize(
-    "lay", [_lay_a_pipe, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()]
-)  # fmt: skip
+    "lay",
+    [
+        _lay_a_pipe,
+        _lay_what_is_nested,
+        _lay_a_certificate_of_nobody,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.mkdir(),
+    ],
+)
 def test_whatever_the_agency_lays_down_the_list_and_the_others_are_signed(
     home: Path, tmp_path: Path, name: str, lay: Callable[[Path], None]
 ) -> None:
