@@ -57,16 +57,20 @@ class Jsonl:
 
     def objects(self, report: Report | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and object of each line; what is no object is told to `report`. Raises DataError."""
+        for number, line in self.lines():
+            record = object_in(line)
+            if record is not None:
+                yield number, record
+            elif report is not None:
+                report.rows += 1
+                report.bad += 1
+                report.fault("", words.CELLS, [number])
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of each line that is not blank. Raises DataError."""
         try:
             with self._open() as file:
-                for number, line in _lines(file, self.path):
-                    record = _object(line)
-                    if record is not None:
-                        yield number, record
-                    elif report is not None:
-                        report.rows += 1
-                        report.bad += 1
-                        report.fault("", words.CELLS, [number])
+                yield from _lines(file, self.path)
         except (lzma.LZMAError, EOFError):
             raise DataError(
                 f"{self.path}: no .xz file, one that is cut off, or one that needs over {MAX_MEMORY} bytes"
@@ -139,7 +143,8 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def object_in(line: bytes | str) -> dict[str, Any] | None:
+    """The object of JSON in `line`; None if it is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
