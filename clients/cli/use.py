@@ -60,6 +60,7 @@ def show(model: str, home: Path, as_json: bool) -> None:
     """
     from sovfed.federation.models.facts import to_json
     from sovfed.federation.models.saved import linear_of, read_facts
+    from sovfed.federation.models.usage import learns_text, usage
 
     path = find(model, home)
     facts = read_facts(path)
@@ -71,7 +72,8 @@ def show(model: str, home: Path, as_json: bool) -> None:
     for line in told(facts):
         click.echo(visible(line))
     _print_coefficients(what, lines)
-    click.echo(f"next: sovfed model predict {model} FILE.csv")
+    if not learns_text(facts.task) or facts.task.text:
+        click.echo(f"next: {usage(facts.task, model)}")
 
 
 @cli.command()
@@ -109,6 +111,7 @@ def predict(
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     for_prediction(settings)
     path = find(model, home)
+    _require_rows(path, model)
     given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
     trained = [text for text in of_training(path) if text.partition("=")[0].removeprefix("data.") not in given]
     if trained:
@@ -132,6 +135,17 @@ def predict(
         return
     write_private(out, text.encode())
     click.echo(f"{out}: {text.count(chr(10)) - 1} predictions")
+
+
+def _require_rows(path: Path, model: str) -> None:
+    """Raises ConfigError if the model in `path`, called `model`, predicts no rows but writes text."""
+    from sovfed.federation.models.saved import read_facts
+    from sovfed.federation.models.usage import learns_text, usage
+
+    if learns_text(task := read_facts(path).task):
+        raise ConfigError(
+            f"task '{task.name}' is a language model, which predicts no rows of a table: {usage(task, model)}"
+        )
 
 
 def _print_coefficients(what: str, lines: Sequence[Coefficient]) -> None:
