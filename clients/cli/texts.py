@@ -91,6 +91,12 @@ def prepare(
         found = sum(bool(line & counts.found) for line in listed)
         click.echo(f"{opt_out}: {len(listed)} names, of which {found} stand in these documents")
     _tell_what_is_learnt(selected, out, counts, by=person_key)
+    if not split_key and (share := counts.held_out / (counts.train + counts.held_out)) > 2 * held_out:
+        click.echo(
+            f"warning: {share:.0%} of the documents are held out, not {held_out:.0%}: they are of few persons, whom a "
+            "hash draws as a whole. With --split the documents say it themselves",
+            err=True,
+        )
     named_task, store = shlex.quote(task), shlex.quote(str(out))
     click.echo(f"next, in a federation: sovfed client join INVITATION --task {named_task} --data {store}")
     click.echo(f"or, joined already: sovfed client study add {selected.name} --task {named_task} data.path={store}")

@@ -15,7 +15,8 @@ from sovfed.cli import cli
 from sovfed.clients.data import load_records, natural_sites
 from sovfed.clients.data.chosen import settled
 from sovfed.clients.data.documents import Keys, documents_in, passed_over
-from sovfed.clients.data.token_store import Document, Rules, read_store, write_store
+from sovfed.clients.data.split import uniform
+from sovfed.clients.data.token_store import SALT, Document, Rules, read_store, write_store
 from sovfed.clients.data.tokens import Windows, cut, load
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
@@ -292,6 +293,16 @@ def test_an_opt_out_list_needs_names_to_be_compared_with(tokenizer: Tokenizer, t
     assert code != 0 and "no key 'id'; it has 'Aktenzeichen', 'text': say which with --id" in output
     code, output = prepare(tmp_path, tokenizer, lines, "--opt-out", str(tmp_path / "no.txt"), "--id", "Aktenzeichen")
     assert code == 0 and "1 that opted out" in output
+
+
+def test_prepare_warns_where_few_persons_leave_much_held_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Who is held out follows from a hash of the name, so of two persons it may be one."""
+    names = [f"p{number}" for number in range(100)]
+    drawn = uniform(SALT, [f"person/{name}" for name in names])
+    pair = (names[int(drawn.argmin())], names[int(drawn.argmax())])
+    lines: list[dict[str, object]] = [{"who": pair[row % 2], "text": text} for row, text in enumerate(TEXTS)]
+    code, output = prepare(tmp_path, tokenizer, lines, "--person", "who")
+    assert code == 0 and "50% of the documents are held out, not 10%" in output
 
 
 def test_prepare_warns_of_documents_that_are_short_beside_the_context(tokenizer: Tokenizer, tmp_path: Path) -> None:
