@@ -148,13 +148,14 @@ class SecureAggregation(Epochs):
         if key[0].tells_apart:
             self._steady = frozenset(total.participants)
         self._last = (len(aggregate.survivors), len(epoch.nodes), epoch.roster.threshold)
-        if cut := _fill(total, request, aggregate):
-            self._tell(
-                "clip", request.round,
-                f"{cut} values were beyond secagg.clip; the updates that they stood in were shrunk to it. Where it "
-                "goes on, a smaller strategy.gradient_scale or learning rate, or a larger clip",
-            )  # fmt: skip
+        cut = _fill(total, request, aggregate)
         if isinstance(request, TrainRequest):
+            if cut:
+                self._tell(
+                    "clip", request.round,
+                    f"{cut} values were beyond secagg.clip; the updates that they stood in were shrunk to it. Where it "
+                    "goes on, a smaller strategy.gradient_scale or learning rate, or a larger clip",
+                )  # fmt: skip
             self._judge(total, request.round, len(members))
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
