@@ -118,8 +118,8 @@ def sites(config: Config) -> list[DataConfig]:
     names = [str(site) for site in range(config.simulation.institutions)]
     if single(config.data) and len(names) > 1:
         raise ConfigError(
-            f"{config.data.path or config.data.source}: one file is one institution, and {len(names)} are asked for: "
-            "name a folder of one file a site, or data.site_column, or cut the file up with partition=iid"
+            f"{config.data.path or config.data.source}: one file or store is one institution, and {len(names)} are "
+            "asked for: name a folder of one a site, or data.site_column of a table, or cut it up with partition=iid"
         )
     return [dataclasses.replace(config.data, site=name, sites=len(names)) for name in names]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,8 +25,11 @@ FILE: Final = click.Path(dir_okay=False, path_type=Path)
 @click.option("--size", type=click.IntRange(257, 1 << 20), default=4_096, show_default=True, help="Tokens.")
 @click.option("--text", "text_key", default="text", show_default=True, help="The key of a line that holds its text.")
 @click.option("--split", "split_key", default="", help="The key that says train, test or valid: only train is read.")
+@click.option("--encoding", default="", help="How text that is not UTF-8 is written, as cp1252 or shift_jis.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def tokenizer(files: tuple[Path, ...], out: Path, size: int, text_key: str, split_key: str, force: bool) -> None:
+def tokenizer(
+    files: tuple[Path, ...], out: Path, size: int, text_key: str, split_key: str, encoding: str, force: bool
+) -> None:
     """Make a tokenizer of the PUBLIC texts in FILES (lines of JSON, .txt, folders), and print its digest.
 
     It tells which words were frequent, and every institution gets it: never make it of texts that are not public.
@@ -34,15 +38,19 @@ def tokenizer(files: tuple[Path, ...], out: Path, size: int, text_key: str, spli
     Example:
       sovfed task tokenizer diet_acts.jsonl.xz --size 4096 --out tokenizer.json
     """
+    from sovfed.clients.cli.texts import counted, tell_passed_over
     from sovfed.clients.data.documents import Keys, documents_in
     from sovfed.federation.files import write_atomic
     from sovfed.federation.tasks.tokenizer import read_tokenizer, train_tokenizer
 
     _require_new(out, force)
-    content = train_tokenizer(_texts(documents_in(files, Keys(text=text_key, side=split_key)), split_key), size)
+    keys = Keys(text=text_key, side=split_key, encoding=encoding)
+    tell_passed_over(files)
+    content = train_tokenizer(_texts(counted(documents_in(files, keys)), split_key), size)
     write_atomic(out, content)
     made = read_tokenizer(out)
     click.echo(f"{out}: {made.symbols} tokens, SHA-256 {made.sha256}")
+    click.echo(f"next: sovfed task language NAME --tokenizer {shlex.quote(str(out))}")
 
 
 @click.command()

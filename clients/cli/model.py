@@ -89,6 +89,7 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
     from sovfed.clients.models.own_parts import kept_of
     from sovfed.federation.models.saved import write_model
     from sovfed.federation.models.stored import FILES
+    from sovfed.federation.models.usage import usage
     from sovfed.federation.tasks.shelf import Shelf
 
     received = _models(home).find(run, owner)
@@ -110,7 +111,7 @@ def get(run: str, out: Path, owner: str | None, home: Path) -> None:
         for name in FILES:
             shutil.copy(received.path / name, out / name)
         click.echo(visible(f"{out}: {received.facts.task.name}, {_same(received)}"))
-    click.echo(f"next: sovfed model predict {out} FILE.csv")
+    click.echo(f"next: {usage(received.facts.task, str(out))}")
 
 
 @model.command()

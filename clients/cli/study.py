@@ -17,7 +17,7 @@ def study() -> None:
 
     \b
     Examples:
-      sovfed client study add births --task birth.yaml data=csv data.path=/srv/births.csv
+      sovfed client study add births --task birth.yaml data.path=/srv/births.csv
       sovfed client study list
       sovfed client study check        read the records of every study, and say what to mend
     """
@@ -72,6 +72,8 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
         raise click.UsageError(
             f"{visible(wrong[0])[:64]!r} is no setting of a study's data, as in data.path=births.csv"
         )
+    if not any(text.startswith("data=") for text in overrides):
+        overrides = ("data=own", *overrides)  # or it would be those of the task that a run has by default
     data = whole(client_config(overrides, schema=schema_of([task])).data, Path.cwd())
     config = add_study(home, name, entry, data, population)
     keep_task(home, task)

@@ -60,6 +60,7 @@ def show(model: str, home: Path, as_json: bool) -> None:
     """
     from sovfed.federation.models.facts import to_json
     from sovfed.federation.models.saved import linear_of, read_facts
+    from sovfed.federation.models.usage import learns_text, usage
 
     path = find(model, home)
     facts = read_facts(path)
@@ -71,7 +72,8 @@ def show(model: str, home: Path, as_json: bool) -> None:
     for line in told(facts):
         click.echo(visible(line))
     _print_coefficients(what, lines)
-    click.echo(f"next: sovfed model predict {model} FILE.csv")
+    if not learns_text(facts.task) or facts.task.text:
+        click.echo(f"next: {usage(facts.task, model)}")
 
 
 @cli.command()
@@ -110,6 +112,7 @@ def predict(
     if out is not None and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     path = find(model, home)
+    _require_rows(path, model)
     settings = _with_those_of_training(path, settings)
     archive = archive or _archive_of(path, home)
     if archive is None:
@@ -144,6 +147,17 @@ def _with_those_of_training(model: Path, settings: tuple[str, ...]) -> tuple[str
         click.echo(visible(f"as the tables of its training: {' '.join(trained)}"), err=True)
         for_prediction((*settings, *trained))
     return (*settings, *trained)
+
+
+def _require_rows(path: Path, model: str) -> None:
+    """Raises ConfigError if the model in `path`, called `model`, predicts no rows but writes text."""
+    from sovfed.federation.models.saved import read_facts
+    from sovfed.federation.models.usage import learns_text, usage
+
+    if learns_text(task := read_facts(path).task):
+        raise ConfigError(
+            f"task '{task.name}' is a language model, which predicts no rows of a table: {usage(task, model)}"
+        )
 
 
 def _print_coefficients(what: str, lines: Sequence[Coefficient]) -> None:

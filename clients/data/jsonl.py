@@ -58,6 +58,18 @@ class Jsonl:
         """Line number and object of each line; what is no object is told to `report`. Raises DataError."""
         return ((number, record) for number, _, record in self._records(report))
 
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of each line that is not blank. Raises DataError."""
+        try:
+            with self._open() as file:
+                yield from _lines(file, self.path)
+        except (lzma.LZMAError, EOFError):
+            raise DataError(
+                f"{self.path}: no .xz file, one that is cut off, or one that needs over {MAX_MEMORY} bytes"
+            ) from None
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+
     def _blocks(self, names: Sequence[str], report: Report) -> Iterator[list[tuple[int, list[Any]]]]:
         """Line number and values of `ROWS` records at a time, or of fewer long ones."""
         rows, size_bytes = list[tuple[int, list[Any]]](), 0
@@ -72,22 +84,14 @@ class Jsonl:
 
     def _records(self, report: Report | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """As `objects`, with how many bytes each line has."""
-        try:
-            with self._open() as file:
-                for number, line in _lines(file, self.path):
-                    record = _object(line)
-                    if record is not None:
-                        yield number, len(line), record
-                    elif report is not None:
-                        report.rows += 1
-                        report.bad += 1
-                        report.fault("", words.CELLS, [number])
-        except (lzma.LZMAError, EOFError):
-            raise DataError(
-                f"{self.path}: no .xz file, one that is cut off, or one that needs over {MAX_MEMORY} bytes"
-            ) from None
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        for number, line in self.lines():
+            record = object_in(line)
+            if record is not None:
+                yield number, len(line), record
+            elif report is not None:
+                report.rows += 1
+                report.bad += 1
+                report.fault("", words.CELLS, [number])
 
     def _open(self) -> IO[bytes]:
         if not self.path.is_file():
@@ -154,7 +158,8 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def object_in(line: bytes | str) -> dict[str, Any] | None:
+    """The object of JSON in `line`; None if it is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

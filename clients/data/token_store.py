@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,7 @@ SIDES: Final = {"train": TRAIN, "test": HELD_OUT, "valid": LEFT_OUT}
 TOGETHER: Final = 64  # documents that are cut into tokens at once
 WIDE: Final = 1 << 16  # tokens of a vocabulary from which on one takes four bytes
 SALT: Final = "tokens/held-out"
+_TXT: Final = re.compile(r"\.txt$", re.IGNORECASE)
 Indices = npt.NDArray[np.int64]
 
 
@@ -74,6 +76,10 @@ class Counts:
     empty: int = 0
     tokens: int = 0
     bytes: int = 0
+    persons: int = 0
+    train: int = 0  # documents, as the next
+    held_out: int = 0
+    found: set[str] = field(default_factory=set)  # likenesses of those who opted out and are here
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +158,10 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    head = {"format": FORMAT, "tokenizer": tokenizer.sha256, "counts": vars(counts), "persons": len(numbers)}
+    counts.persons = len(numbers)
+    counts.train, counts.held_out = (int((arrays["sides"] == side).sum()) for side in (TRAIN, HELD_OUT))
+    told = {name: value for name, value in vars(counts).items() if name != "found"}
+    head = {"format": FORMAT, "tokenizer": tokenizer.sha256, "counts": told, "persons": len(numbers)}
     write_private(folder / HEAD, json.dumps(head, indent=2).encode())
     return counts
 
@@ -163,10 +172,11 @@ def _kept(
     """The documents that are kept, each with the name of its person."""
     seen: set[bytes] = set()
     for document in documents:
-        if rules.opted_out and rules.opted_out & {likeness(document.name), likeness(document.person)}:
+        if found := rules.opted_out and rules.opted_out & _likenesses(document):
             counts.opted_out += 1
+            counts.found |= found
             continue
-        if not document.text:
+        if not document.text.strip():
             counts.empty += 1
             continue
         content = document.text.encode("utf-8", "replace")
@@ -178,6 +188,11 @@ def _kept(
         seen.add(key)
         counts.bytes += len(content)
         yield document, f"person/{document.person}" if document.person else f"text/{digest.hexdigest()}"
+
+
+def _likenesses(document: Document) -> set[str]:
+    """Of its person, and of its name with and without the ending of a text file."""
+    return {likeness(name) for name in (document.name, _TXT.sub("", document.name), document.person)}
 
 
 def _sides(names: list[str], sides: list[str], held_out: float) -> npt.NDArray[np.uint8]:

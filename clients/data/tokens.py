@@ -52,6 +52,11 @@ class Windows:
         persons: Indices = self.store.persons[self.documents]
         return persons
 
+    @property
+    def idle(self) -> float:
+        """The share of the places in training windows that predict nothing: of texts that are shorter, and of ends."""
+        return float(self.given[self.train].mean() / (self.schema.shaped[0].size - 1)) if len(self.train) else 0.0
+
     def take(self, rows: Indices) -> Table:
         """The windows at `rows`, with the bytes of what is predicted in each."""
         window = self.schema.shaped[0]
@@ -113,11 +118,16 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _sites(config: DataConfig) -> tuple[str, ...]:
-    """The stores within the folder data.path."""
+    """The stores within the folder data.path; none where it is a store itself. Raises DataError."""
     folder = Path(config.path or "").expanduser()
-    if not config.path or not folder.is_dir():
+    if not config.path or not folder.is_dir() or (folder / HEAD).is_file():
         return ()
-    return tuple(sorted(path.name for path in folder.iterdir() if (path / HEAD).is_file()))
+    stores = tuple(sorted(path.name for path in folder.iterdir() if (path / HEAD).is_file()))
+    if not stores:
+        raise DataError(
+            f"{folder}: no token store, and none in it; `sovfed client data prepare` makes one of documents"
+        )
+    return stores
 
 
 CONNECTOR: Final = Connector(load, sites=_sites, reads=())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.metrics.intervals import OF_RECORDS
 from sovfed.federation.models.coefficients import NO_ERRORS
+from sovfed.federation.models.usage import learns_text, usage
 from sovfed.federation.privacy.statement import detection_rate
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from sovfed.federation.metrics.intervals import Interval
     from sovfed.federation.models.coefficients import Coefficient
-    from sovfed.federation.models.facts import Facts, Privacy
+    from sovfed.federation.models.facts import Facts, Privacy, TaskFacts
     from sovfed.federation.tasks.columns import Column
 
 MAX_ROWS: Final = 500  # of the schema's table
@@ -43,6 +44,7 @@ def to_html(
         rounds=run.rounds, strategy=_safe(run.strategy or "–"), sovfed=_safe(facts.sovfed), limits=_limits(facts),
         source=f"<p>Data: {_safe(task.citation)} {_safe(task.licence and f'({task.licence})')}</p>"
         if task.citation or task.licence else "",
+        use=_use(task),
     )  # fmt: skip
 
 
@@ -159,6 +161,14 @@ def _limits(facts: Facts) -> str:
     return "".join(f"<li>{line}</li>" for line in lines)
 
 
+def _use(task: TaskFacts) -> str:
+    if not learns_text(task):
+        return _ROWS
+    if not task.text:
+        return "<p>By the code of its package, which alone knows how its model writes.</p>"
+    return f"<pre>{_safe(usage(task, 'model.safetensors'))}</pre>\n{_WRITES}"
+
+
 def _listed(words: tuple[str, ...]) -> str:
     shown = ", ".join(map(_safe, words[:LISTED]))
     return f"{shown}, … ({len(words)} in all)" if len(words) > LISTED else shown
@@ -168,6 +178,17 @@ def _safe(text: Any) -> str:
     return html.escape(str(text))
 
 
+_WRITES: Final = "<p>It writes text as it has learnt it, states no facts, and may repeat what it was trained on.</p>"
+_ROWS: Final = """<pre>sovfed model predict model.safetensors patients.csv --out predictions.csv</pre>
+<pre>from pathlib import Path
+import pandas
+from sovfed.federation.models.saved import load_model
+
+model = load_model(Path("model.safetensors"))
+frame = pandas.read_csv("patients.csv")
+print(pandas.DataFrame(model.predict_rows(dict(frame))))</pre>
+<p>Without sovfed: <code>sovfed model export model.safetensors --torch model.pt2</code> (or <code>--onnx</code>) writes
+a program that takes raw values.</p>"""
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -199,16 +220,7 @@ Digest of the task: <code>{digest}</code></p>
 </table>
 {more}
 <h2>How to use it</h2>
-<pre>sovfed model predict model.safetensors patients.csv --out predictions.csv</pre>
-<pre>from pathlib import Path
-import pandas
-from sovfed.federation.models.saved import load_model
-
-model = load_model(Path("model.safetensors"))
-frame = pandas.read_csv("patients.csv")
-print(pandas.DataFrame(model.predict_rows(dict(frame))))</pre>
-<p>Without sovfed: <code>sovfed model export model.safetensors --torch model.pt2</code> (or <code>--onnx</code>) writes
-a program that takes raw values.</p>
+{use}
 <h2>How to check where it comes from</h2>
 <pre>sovfed verify FILE.release --root root.pem</pre>
 <p>A release is one file that holds this page and the model. The authority's root certificate is all that is needed to

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import re
 import warnings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = 3  # made-up records that the graph is traced on
 OPSET: Final = 20
+PLACES: Final = ("_name_or_path", "base_model_name_or_path")  # in a folder of Hugging Face: where its base lay
 
 
 class Program(nn.Module):
@@ -95,7 +97,10 @@ def to_onnx(model: LoadedModel, path: Path) -> None:
 
 
 def to_hugging_face(model: LoadedModel, folder: Path) -> None:
-    """Write the folder of a model that has `save_pretrained`, with `model.json` beside. Raises ConfigError."""
+    """Write the folder of a model that has `save_pretrained`, with `model.json` beside. Raises ConfigError.
+
+    Where its base lay on this machine is not in it.
+    """
     inner: Any = model.module.inner if isinstance(model.module, Applied) else model.module
     if not (callable(getattr(inner, "save_pretrained", None)) and hasattr(inner, "config")):
         raise ConfigError(
@@ -103,9 +108,24 @@ def to_hugging_face(model: LoadedModel, folder: Path) -> None:
             "has no config and save_pretrained; take --torch or --onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
     safe = {"safe_serialization": True} if _takes(inner.save_pretrained, "safe_serialization") else {}
     inner.save_pretrained(folder, **safe)  # since transformers 5 there is no other form
+    _forget_places(folder, before)
     write_private(folder / FACTS, to_json(model.facts, model_sha256=model.sha256).encode())
+
+
+def _forget_places(folder: Path, before: set[Path]) -> None:
+    """Leave of each path in what was written to `folder` the last name; peft's README.md, which has it too, goes."""
+    for file in folder.glob("*.json"):
+        told = json.loads(file.read_bytes())
+        paths = {key: told[key] for key in PLACES if isinstance(told, dict) and told.get(key)}
+        if paths:
+            named = {key: Path(str(path)).name for key, path in paths.items()}
+            file.write_text(json.dumps({**told, **named}, indent=2) + "\n", encoding="utf-8")
+    card = folder / "README.md"
+    if card not in before:
+        card.unlink(missing_ok=True)
 
 
 WRITERS: Final[dict[str, Callable[[LoadedModel, Path], None]]] = {

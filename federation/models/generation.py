@@ -36,7 +36,12 @@ class Drawing:
 
 def continued(model: LoadedModel, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
     """What follows `prompt`, in pieces of whole characters, until a document ends. Raises ConfigError."""
-    if not isinstance(model.module, Decoder) or model.task.tokenizer != tokenizer.sha256:
+    if not isinstance(model.module, Decoder):
+        raise ConfigError(
+            f"the model of task '{model.task.name}' is no decoder of a task.yaml, which alone write here; its "
+            "package's own code knows how it writes (one of Hugging Face: examples/causal_lora)"
+        )
+    if model.task.tokenizer != tokenizer.sha256:
         raise ConfigError(f"task '{model.task.name}' is no language model of the tokenizer {tokenizer.sha256[:16]}…")
     return written(model.module, tokenizer, prompt, drawing)
 

@@ -218,7 +218,7 @@ class Decoder(Family):
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} is no multiple of twice the heads, {2 * self.heads}")
+            raise ValueError(f"width {self.width} is no multiple of {2 * self.heads}, twice the heads")
         if self.goldfish == 1:
             raise ValueError("goldfish 1 leaves every token out; expected 0 (none), or 2 and more")
 

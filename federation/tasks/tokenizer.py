@@ -52,8 +52,9 @@ class Tokenizer:
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text."""
-        return [encoded.ids for encoded in self.model.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """The tokens of each text; half of a surrogate pair, which is no character, is a question mark."""
+        whole = [text.encode("utf-8", "replace").decode() for text in texts]
+        return [encoded.ids for encoded in self.model.encode_batch_fast(whole, add_special_tokens=False)]
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         """The bytes of the text, of which the last character may not be whole."""
@@ -110,6 +111,8 @@ def _read(content: bytes, digest: str) -> Tokenizer:
         library = Library.from_str(content.decode()) if plain else None
     except Exception as error:  # what the library raises is a bare Exception
         raise ConfigError("no tokenizer's file") from error
+    if library is not None:
+        library.encode_special_tokens = True  # as any other text: a document may hold the letters of what begins one
     tokenizer = Tokenizer(library, digest)
     if library is None or library.id_to_token(DOCUMENT_TOKEN) != DOCUMENT or tokenizer.symbols > MOST:
         raise ConfigError("a tokenizer of another kind; `sovfed task tokenizer` makes one that keeps every byte")

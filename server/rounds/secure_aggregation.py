@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -97,6 +98,7 @@ class SecureAggregation(Epochs):
         self._answered = False  # whether a holder may have helped with the last sum that it was asked for
         self._mute: list[int] = []  # connected holders that did not answer when they were asked last
         self._steady: frozenset[int] = frozenset()  # nodes of the last sum without privacy
+        self._told = Counter[str]()  # how often each kind of thing was to be said of a round
         self._strict = False  # institutions refuse sums over almost the same nodes
         self._asked: dict[tuple[Purpose, bytes], frozenset[int]] = {}  # nodes whose sum of a model never opened
         self._ring_error: float | None = None  # of the last sum of updates
@@ -146,8 +148,14 @@ class SecureAggregation(Epochs):
         if key[0].tells_apart:
             self._steady = frozenset(total.participants)
         self._last = (len(aggregate.survivors), len(epoch.nodes), epoch.roster.threshold)
-        _fill(total, request, aggregate)
+        cut = _fill(total, request, aggregate)
         if isinstance(request, TrainRequest):
+            if cut:
+                self._tell(
+                    "clip", request.round,
+                    f"{cut} values were beyond secagg.clip; the updates that they stood in were shrunk to it. Where it "
+                    "goes on, a smaller strategy.gradient_scale or learning rate, or a larger clip",
+                )  # fmt: skip
             self._judge(total, request.round, len(members))
         log.debug("sum %d in %.3f s", round_.begin.round, time.monotonic() - start)
         return total
@@ -170,7 +178,14 @@ class SecureAggregation(Epochs):
                 "or muon and task.local_steps also strategy.rate_units=true"
             )
         if error > TOLD_ERROR:
-            log.warning("round %d: rounding in the ring is %.0f %% of the mean update", number, 100 * error)
+            self._tell("ring", number, f"rounding in the ring is {error:.0%} of the mean update")
+
+    def _tell(self, kind: str, number: int, what: str) -> None:
+        """Log what is to be said of a round, of one kind at its 1st, 2nd, 4th, 8th … time and not every round."""
+        self._told[kind] += 1
+        times = self._told[kind]
+        if times.bit_count() == 1:
+            log.warning("round %d: %s%s", number, what, f" (for the {times}th time)" if times > 2 else "")
 
     def _holders(self, summed: frozenset[int], nodes: Sequence[int]) -> frozenset[int]:
         """Whom a roster for sums over `summed` is of: of all that one takes, beside these."""
@@ -324,12 +339,12 @@ def _missing(epoch: Epoch, answered: Collection[int], refused: Mapping[int, str]
     return "; ".join(parts)
 
 
-def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> None:
-    """Put the opened sum into `total`."""
+def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> int:
+    """Put the opened sum into `total`; how many values were beyond the clip."""
     if isinstance(request, PrivateRequest):
         total.count, total.mean, total.integers = len(aggregate.survivors), aggregate.mean, aggregate.integers
         total.sums = aggregate.metrics  # none
-        return
+        return 0
     total.spoilt, metrics = round(float(aggregate.metrics[0])), aggregate.metrics[SPOILT:]
     if isinstance(request, ProfileRequest):
         total.sums = narrow(metrics)
@@ -337,13 +352,10 @@ def _fill(total: Total, request: SumRequest, aggregate: Aggregate) -> None:
         total.count, total.mean = aggregate.weight, aggregate.mean
         total.loss, total.steps, cut = (float(value) for value in metrics[:TRAIN_METRICS])
         total.sums = metrics[TRAIN_METRICS:]
-        if cut:
-            log.warning(
-                "round %d: %d values were beyond secagg.clip; the updates that they stood in were shrunk to it",
-                request.round, int(cut),
-            )  # fmt: skip
+        return int(cut)
     else:
         total.sums = metrics
+    return 0
 
 
 def _rms(values: Vector) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.federation.errors import DataError
+from sovfed.federation.models.usage import usage
 from sovfed.server.runs.converged import still_falling
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.release import MODEL, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sovfed.federation.models.facts import TaskFacts
 
 CARD: Final = "model.html"
 STATEMENT: Final = "privacy.html"
@@ -57,5 +60,15 @@ def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") 
     if recipients := summary.get("delivered_to"):
         measured = "sovfed client model evaluate RUN"
         lines.append(f"delivered to {len(recipients)} institutions, who measure it with `{measured}`")
-    lines.append(f"next: sovfed model predict {shlex.quote(model)} FILE.csv{option}")
+    lines.append(f"next: {usage(_task(folder), model, option)}")
     return lines
+
+
+def _task(folder: Path) -> TaskFacts | None:
+    """What the model in `folder` is of; None if that cannot be read."""
+    from sovfed.federation.models.saved import read_facts
+
+    try:
+        return read_facts(folder / MODEL).task
+    except DataError:
+        return None

@@ -54,6 +54,11 @@ def remaining(config: DataConfig, names: pa.ChunkedArray | None, *parts: Indices
 
 def read_list(path: Path) -> frozenset[str]:
     """The likenesses of the persons in the file, one a line; a file that is empty lists nobody. Raises DataError."""
+    return frozenset[str]().union(*read_lines(path))
+
+
+def read_lines(path: Path) -> list[frozenset[str]]:
+    """The likenesses that each line of the file stands for, of lines that name somebody. Raises DataError."""
     try:
         if not path.is_file() or path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: data.opt_out must be a file of at most {MAX_BYTES} bytes, one person a line")
@@ -70,7 +75,8 @@ def read_list(path: Path) -> frozenset[str]:
     if "\0" in text:
         raise DataError(f"{path}: not UTF-8 text, it holds zero bytes")
     lines = re.split(r"[\r\n]+", text)
-    return frozenset(likeness(name) for line in lines for name in (line, *_SEPARATORS.split(line.strip())[:1])) - {""}
+    likenesses = (frozenset(map(likeness, (line, *_SEPARATORS.split(line.strip())[:1]))) - {""} for line in lines)
+    return [line for line in likenesses if line]
 
 
 def likeness(name: str) -> str:

@@ -44,8 +44,11 @@ def source_of(path: str | Path) -> str:
 def place_of(path: Path, schema: Schema | None = None) -> dict[str, str]:
     """The settings of the group data for what lies at `path`, by names alone: no record is looked at.
 
-    A table, or a folder, of a `schema` with an image is that of images. Raises DataError.
+    A table, or a folder, of a `schema` with an image is that of images, and of one with tokens a store of them, or a
+    folder of such stores. Raises DataError.
     """
+    if schema is not None and any(column.kind == "tokens" for column in schema.inputs):
+        return {"source": "tokens", "path": str(path)}
     if schema is not None and any(column.kind == "image" for column in schema.inputs):
         beside = {} if path.is_dir() else {"table": path.name}
         return {"source": "images", "path": str(path if path.is_dir() else path.parent), **beside}

@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from sovfed.cli import cli
-from sovfed.clients.data import load_records
-from sovfed.clients.data.documents import Keys, documents_in
-from sovfed.clients.data.token_store import Document, Rules, read_store, write_store
+from sovfed.clients.data import load_records, natural_sites
+from sovfed.clients.data.chosen import settled
+from sovfed.clients.data.documents import Keys, documents_in, passed_over
+from sovfed.clients.data.split import uniform
+from sovfed.clients.data.token_store import SALT, Document, Rules, read_store, write_store
 from sovfed.clients.data.tokens import Windows, cut, load
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
@@ -63,9 +65,11 @@ def texts(records: Windows, tokenizer: Tokenizer, rows: np.ndarray) -> dict[int,
 
 
 def test_any_text_comes_back_byte_for_byte(tokenizer: Tokenizer) -> None:
-    every = ["", "a", "\x00\x7f ÿ 𝕏 👩‍⚕️ \r\n\t  x", "".join(map(chr, range(1, 0x500))), *TEXTS[:3], "<|document|>"]
-    for text, codes in zip(every[:-1], tokenizer.encode(every[:-1]), strict=True):
-        assert tokenizer.decode(codes) == text.encode()
+    """Also the letters of the token that begins a document: in a text, or in a prompt, they begin none."""
+    every = ["", "a", "\x00\x7f ÿ 𝕏 👩‍⚕️ \r\n\t  x", "".join(map(chr, range(1, 0x500))), *TEXTS[:3], "a<|document|>b"]
+    for text, codes in zip(every, tokenizer.encode(every), strict=True):
+        assert tokenizer.decode(codes) == text.encode() and 0 not in codes
+    assert tokenizer.encode(["\ud83d"]) == tokenizer.encode(["?"])
     assert tokenizer.symbols == SIZE and tokenizer.pieces[0] == b""
 
 
@@ -176,6 +180,158 @@ def test_half_a_character_in_one_document_ends_nothing(tokenizer: Tokenizer, tmp
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     documents = documents_in([tmp_path / "x.jsonl"], Keys(person="who"))
     assert write_store(tmp_path / "store", documents, tokenizer, Rules()).documents == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "shift_jis"])
+def test_a_text_is_read_as_it_was_written_or_refused(encoding: str, tmp_path: Path) -> None:
+    text = "第一条 この法律は" if encoding == "shift_jis" else "Änderung der Gebühren, § 1"
+    file = tmp_path / "a.TXT"
+    file.write_bytes(f"{text}\r\n{text}".encode(encoding))
+    declared = Keys(encoding="" if encoding in ("utf-8", "utf-8-sig", "utf-16") else encoding)
+    assert [each.text for each in documents_in([tmp_path], declared)] == [f"{text}\n{text}"]
+    if declared.encoding:
+        with pytest.raises(DataError, match="--encoding says how") as caught:
+            list(documents_in([tmp_path], Keys()))
+        assert "Geb" not in str(caught.value)
+    (tmp_path / "mixed.txt").write_text(text, encoding="utf-8")  # what is UTF-8 needs no word
+    assert [each.text for each in documents_in([tmp_path / "mixed.txt"], declared)] == [text]
+
+
+def test_lines_of_json_may_be_in_another_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes('{"text": "Gebühr"}\n'.encode("cp1252") + '{"text": "Maß"}\n'.encode())
+    assert [each.text for each in documents_in([file], Keys(encoding="cp1252"))] == ["Gebühr", "Maß"]
+    file.write_bytes('{"text": "Gebühr"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"line 1: UTF-16.*save it as UTF-8"):
+        list(documents_in([file], Keys()))
+    with pytest.raises(ConfigError, match="no text encoding"):
+        Keys(encoding="windows-german")
+
+
+@pytest.mark.parametrize("line", ['{"text": "cut', "[1, 2]", "plain words", '"text"'])
+def test_a_line_that_is_no_object_is_not_passed_over(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "whole"}}\n\n{line}\n')
+    with pytest.raises(DataError, match="line 3: no object of JSON"):
+        list(documents_in([file], Keys()))
+
+
+def test_a_key_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"Inhalt": "geheim", "Nr": 7}\n')
+    for keys, option in (
+        (Keys(), "--text"),
+        (Keys("Inhalt", named=True), "--id"),
+        (Keys("Inhalt", person="x"), "--per"),
+    ):
+        with pytest.raises(DataError, match=f"it has 'Inhalt', 'Nr': say which with {option}") as caught:
+            list(documents_in([file], keys))
+        assert "geheim" not in str(caught.value)
+    assert [each.name for each in documents_in([file], Keys("Inhalt", "Nr", named=True))] == ["7"]
+
+
+def test_a_table_is_no_document_and_what_a_folder_has_besides_is_counted(tmp_path: Path) -> None:
+    """Its rows, with whose they are, would be one text."""
+    table = tmp_path / "archive.csv"
+    table.write_text("person,text\nann,seven\n")
+    with pytest.raises(DataError, match="no document"):
+        list(documents_in([table], Keys()))
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.txt").write_text("seven")
+    (tmp_path / "inner" / "notes.PDF").write_text("%PDF")
+    assert [each.name for each in documents_in([tmp_path], Keys())] == ["a.txt"]
+    assert passed_over([tmp_path, tmp_path / "inner" / "a.txt"]) == {".csv": 1, ".pdf": 1}
+
+
+def test_text_files_say_neither_whose_they_are_nor_which_side(tmp_path: Path) -> None:
+    """Else each file would be a person by itself, and a person's own would be promised less than was asked for."""
+    (tmp_path / "a.txt").write_text("seven")
+    for keys in (Keys(person="author"), Keys(side="split")):
+        with pytest.raises(DataError, match=r"a \.txt file has no key"):
+            list(documents_in([tmp_path], keys))
+
+
+def test_halves_of_characters_and_nulls_are_prepared(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "cut \\ud83d"}\n{"text": null}\n{"text": " \\n "}\n{"text": "😀 \\ud83d\\ude00 שלום"}\n')
+    counts = write_store(tmp_path / "s", documents_in([file], Keys()), tokenizer, Rules())
+    assert (counts.documents, counts.empty) == (2, 2)
+    tokens = np.fromfile(tmp_path / "s" / "tokens.bin", "<u2").tolist()
+    assert tokenizer.decode(tokens).decode() == "cut ?😀 😀 שלום"
+
+
+def test_who_opted_out_is_found_by_a_files_name_without_its_ending(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = [Document("Akte-17.TXT", "no"), Document("Akte-18.txt", "yes"), Document("x", "no", "Eve")]
+    counts = write_store(tmp_path / "s", documents, tokenizer, Rules(frozenset({"akte-17", "eve", "nobody"})))
+    assert (counts.documents, counts.opted_out, counts.found) == (1, 2, {"akte-17", "eve"})
+    assert not any(b"eve" in path.read_bytes().lower() for path in (tmp_path / "s").glob("*.json"))
+
+
+def prepare(tmp_path: Path, tokenizer: Tokenizer, lines: list[dict[str, object]], *options: str) -> tuple[int, str]:
+    (tmp_path / "tokenizer.json").write_text(str(tokenizer.model.to_str()))
+    (tmp_path / "law.yaml").write_text(
+        "name: law\ntitle: Law\nperson: document\n"
+        f"columns: {{window: {{kind: tokens, shape: [17], high: {SIZE - 1}}}}}\n"
+        f'target: {{kind: next_token, tokenizer: "{tokenizer.sha256}"}}\n'
+        "model: {family: decoder, width: 16, blocks: 1, heads: 2, hidden: 32}\n"
+    )
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = [str(tmp_path / "law.yaml"), str(file), "--tokenizer", str(tmp_path / "tokenizer.json"), *options]
+    told = CliRunner().invoke(cli, ["client", "data", "prepare", *words, "--out", str(tmp_path / "store")])
+    return told.exit_code, told.output + str(told.exception or "")
+
+
+def test_prepare_tells_how_much_of_an_opt_out_list_it_found(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "no.txt").write_bytes(b"7\r\nann\r\nnobody\r\n\r\n")
+    lines = [{"id": row, "text": text, "who": f"p{row % 3}"} for row, text in enumerate(TEXTS)]
+    code, output = prepare(tmp_path, tokenizer, lines, "--opt-out", str(tmp_path / "no.txt"), "--held-out", "0")
+    assert code == 0, output
+    assert "1 that opted out" in output and "3 names, of which 1 stand in these documents" in output
+    assert "persons: 39, each document by itself; 39 documents train" in output and "nothing is held out" in output
+    assert "sovfed client join INVITATION --task" in output
+
+
+def test_an_opt_out_list_needs_names_to_be_compared_with(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A list of names would else be compared with the numbers of lines, and leave nobody out."""
+    (tmp_path / "no.txt").write_text("a-7\n")
+    lines: list[dict[str, object]] = [{"Aktenzeichen": f"a-{row}", "text": text} for row, text in enumerate(TEXTS)]
+    code, output = prepare(tmp_path, tokenizer, lines, "--opt-out", str(tmp_path / "no.txt"))
+    assert code != 0 and "no key 'id'; it has 'Aktenzeichen', 'text': say which with --id" in output
+    code, output = prepare(tmp_path, tokenizer, lines, "--opt-out", str(tmp_path / "no.txt"), "--id", "Aktenzeichen")
+    assert code == 0 and "1 that opted out" in output
+
+
+def test_prepare_warns_where_few_persons_leave_much_held_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Who is held out follows from a hash of the name, so of two persons it may be one."""
+    names = [f"p{number}" for number in range(100)]
+    drawn = uniform(SALT, [f"person/{name}" for name in names])
+    pair = (names[int(drawn.argmin())], names[int(drawn.argmax())])
+    lines: list[dict[str, object]] = [{"who": pair[row % 2], "text": text} for row, text in enumerate(TEXTS)]
+    code, output = prepare(tmp_path, tokenizer, lines, "--person", "who")
+    assert code == 0 and "50% of the documents are held out, not 10%" in output
+
+
+def test_prepare_warns_of_documents_that_are_short_beside_the_context(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    code, output = prepare(tmp_path, tokenizer, [{"id": row, "text": f"§ {row}"} for row in range(30)])
+    assert code == 0 and "of the places in windows predict nothing" in output
+
+
+def test_a_store_is_told_from_its_task_as_a_table_is(tokenizer: Tokenizer, task: Task, tmp_path: Path) -> None:
+    """So `client join --data STORE`, `client check-data` and `simulate data.path=STORES` need no further word."""
+    write_store(tmp_path / "store", [Document(str(row), text) for row, text in enumerate(TEXTS)], tokenizer, Rules())
+    config = settled(DataConfig(source="auto", path=str(tmp_path / "store")), task.schema)
+    assert config.source == "tokens" and isinstance(load_records(task, config), Windows)
+
+
+def test_a_folder_without_stores_is_told_as_that(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Seen: of a folder of documents, that one file was one institution, and four were asked for."""
+    (tmp_path / "a.txt").write_text("no store")
+    with pytest.raises(DataError, match="no token store, and none in it; `sovfed client data prepare`"):
+        natural_sites(DataConfig(source="tokens", path=str(tmp_path)))
+    write_store(tmp_path / "north", [Document("1", TEXTS[0])], tokenizer, Rules())
+    assert natural_sites(DataConfig(source="tokens", path=str(tmp_path))) == ("north",)
+    assert not natural_sites(DataConfig(source="tokens", path=str(tmp_path / "north")))
 
 
 def test_the_commands_lead_from_texts_to_a_store(tmp_path: Path) -> None:

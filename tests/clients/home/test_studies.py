@@ -305,3 +305,15 @@ def test_the_commands_add_list_and_check(tmp_path: Path) -> None:
     assert result.exit_code == 0 and "can be used" in result.output
     assert json.dumps("study-first") in (home / "policy.yaml").read_text()
     assert CliRunner().invoke(cli, [*words, "rounds=3"]).exit_code == 2
+
+
+def test_a_study_of_a_file_alone_is_read_by_what_the_file_is(tmp_path: Path) -> None:
+    """Seen: without `data=` it was the source of the task that a run has by default, of another data set."""
+    home = home_of(tmp_path)
+    table(tmp_path / "births.csv", "age,ill", *[f"{40 + row},{row % 2}" for row in range(20)])
+    words = ["study", "add", "births", "--task", "study-first", "--home", str(home), "--allow"]
+    result = CliRunner().invoke(cli, [*words, f"data.path={tmp_path / 'births.csv'}", "data.person=row"])
+    assert result.exit_code == 0 and "column" not in result.output, (result.output, result.exception)
+    assert load_config(home).studies["births"].data.source == "csv"
+    result = CliRunner().invoke(cli, [*words[:2], "none", *words[3:]])
+    assert result.exit_code != 0 and "which records?" in str(result.exception)

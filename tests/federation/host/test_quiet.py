@@ -23,6 +23,13 @@ def test_child_environment_turns_every_report_off_and_keeps_the_rest(monkeypatch
     assert QUIET.items() <= found.items()
 
 
+def test_a_slice_of_a_card_is_the_card_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's MIG: the driver shows a process the slice that this variable names, as its one card."""
+    slice_ = "MIG-3f1c7a52-0d0b-5a6e-9d2c-0f2f6c1b8a11"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", slice_)
+    assert quiet_environment()["CUDA_VISIBLE_DEVICES"] == slice_
+
+
 PLANT = """
 import os, pathlib
 pathlib.Path(__file__).with_suffix(".imported").touch()

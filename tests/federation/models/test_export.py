@@ -126,3 +126,19 @@ def test_any_other_model_has_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a Linear, which is none of Hugging Face's"):
         to_hugging_face(loaded(tmp_path, BINARY), tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_an_adapters_folder_does_not_tell_where_its_base_lay(tmp_path: Path) -> None:
+    """Seen: peft wrote the institution's path of the base into adapter_config.json and README.md."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    place = tmp_path / "confidential" / "base"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=300, **sizes)).save_pretrained(place)
+    base = transformers.AutoModelForCausalLM.from_pretrained(place, local_files_only=True)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    out = tmp_path / "hf"
+    to_hugging_face(replace(loaded(tmp_path / "model", BINARY), network=adapted), out)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
+    assert not any(b"confidential" in path.read_bytes() for path in out.iterdir())
+    again = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(place), out)
+    assert "q_proj" in again.peft_config["default"].target_modules

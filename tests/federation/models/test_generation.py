@@ -13,11 +13,13 @@ from click.testing import CliRunner
 from sovfed.cli import cli
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.models import generation
+from sovfed.federation.models.card import to_html
 from sovfed.federation.models.facts import RunFacts
-from sovfed.federation.models.saved import load_model, save_model
+from sovfed.federation.models.saved import load_model, read_facts, save_model
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.decoder import Decoder
 from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN, Tokenizer, read_tokenizer, train_tokenizer
+from sovfed.server.runs.ending import ending
 
 pytest.importorskip("tokenizers")
 
@@ -113,3 +115,15 @@ def test_the_likelihood_of_a_text_is_the_models_own_whatever_stands_beside_it(
         assert score == pytest.approx(sum(told), rel=1e-4)
     with pytest.raises(ConfigError, match="sees 8"):
         generation.log_p(module, tokenizer, ["xyz" * 8])
+
+
+def test_a_language_model_is_said_to_write_not_to_predict_rows(folder: Path, tmp_path: Path) -> None:
+    """On its card, by `model show`, at the end of a run, and where somebody has it predict a table."""
+    command = f"sovfed generate {folder} --tokenizer TOKENIZER.json"
+    assert ending({"metrics": {}}, folder, str(folder))[-1] == f"next: {command}"
+    assert f"next: {command}" in CliRunner().invoke(cli, ["model", "show", str(folder)]).output
+    (tmp_path / "rows.csv").write_text("window\n1\n")
+    told = CliRunner().invoke(cli, ["model", "predict", str(folder), str(tmp_path / "rows.csv")])
+    assert isinstance(told.exception, ConfigError) and command in str(told.exception)
+    page = to_html(read_facts(folder), "0" * 64)
+    assert "sovfed generate model.safetensors --tokenizer" in page and "model predict" not in page

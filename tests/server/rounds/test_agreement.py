@@ -92,6 +92,17 @@ def test_a_bound_of_one_is_told_by_name_before_anything_is_computed(
         made.agree()
 
 
+def test_the_run_of_the_page_on_language_models_is_within_the_policy_that_institutions_begin_with() -> None:
+    """Seen: it had batches of 2 and 1,200 rounds, which every institution refused that had not changed its policy."""
+    page = (Path(__file__).parents[3] / "docs" / "language.md").read_text(encoding="utf-8")
+    words = page.split("## A run\n")[1].split("sovfed run start")[1].split("\n\n")[0].replace("\\", " ").split()
+    assert words[0] == "task=law.yaml" and any(word.startswith("rounds=") for word in words)
+    begun = Policy(allowed_tasks=OPEN.allowed_tasks, secure_aggregation=OPEN.secure_aggregation, require_privacy=False)
+    made = rounds(begun, begun, begun, config=planned(*words[1:]))
+    made.agree()
+    assert made.cohort() == [1, 2, 3]
+
+
 def test_all_bounds_are_told_at_once() -> None:
     strict = dataclasses.replace(OPEN, max_rounds=5, max_parameters=3)
     made = rounds(OPEN, strict, OPEN, config=planned("rounds=10"))
