@@ -54,9 +54,9 @@ class Jsonl:
             ]
             yield Batch(cells, lines)
 
-    def objects(self, report: Report | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Line number and object of each line; what is no object is told to `report`. Raises DataError."""
-        return ((number, record) for number, _, record in self._records(report))
+    def objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line number and object of each line that is one. Raises DataError."""
+        return ((number, record) for number, _, record in self._records(None))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Number and bytes of each line that is not blank. Raises DataError."""
@@ -83,7 +83,7 @@ class Jsonl:
             yield rows
 
     def _records(self, report: Report | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """As `objects`, with how many bytes each line has."""
+        """As `objects`, with how many bytes each line has; what is no object is told to `report`."""
         for number, line in self.lines():
             record = object_in(line)
             if record is not None:
