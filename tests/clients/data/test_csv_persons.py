@@ -48,8 +48,7 @@ def test_who_is_held_out_is_settled_by_the_task_and_the_name_alone(tmp_path: Pat
 def test_a_row_less_moves_no_other_row_to_the_other_side(tmp_path: Path, gone: int) -> None:
     """Where each row is a person, also if others are like it, and if it stands before all others."""
     texts = ["\n".join(["age,dose,ill", *kept]) for kept in (LINES, LINES[:gone] + LINES[gone + 1 :])]
-    sides = [sides(load(written(tmp_path, text, person="row"))) for text in texts]
-    (train, test), (train_less, test_less) = sides
+    (train, test), (train_less, test_less) = [sides(load(written(tmp_path, text, person="row"))) for text in texts]
     fewer = len(train) - len(train_less)
     whole, less = (train, train_less) if fewer else (test, test_less)
     assert (test if fewer else train) == (test_less if fewer else train_less)
