@@ -258,13 +258,13 @@ class _RoundsBar:
     """A progress bar that each round advances."""
 
     def __init__(self, console: Console, total: int) -> None:
-        from sovfed.server.cli.run import rounds_bar
+        from sovfed.server.cli.rounds_shown import rounds_bar
 
         self._progress = rounds_bar(console)
         self._total = total
 
     def __enter__(self) -> Any:
-        from sovfed.server.cli.run import round_text
+        from sovfed.server.cli.rounds_shown import round_text
 
         self._progress.start()
         bar = self._progress.add_task("starting", total=self._total)

@@ -89,18 +89,8 @@ def simulate_population(
     cohort = min(config.simulation.cohort or len(population), len(population))
     config = _settled(config, cohort)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if config.secagg.enabled and config.secagg.clip < Terms.min_clip:
-        log.warning(
-            "secagg.clip %g: institutions refuse one below %g, the secure_aggregation.min_clip of their policy.yaml",
-            config.secagg.clip,
-            Terms.min_clip,
-        )
-    if config.privacy.private and not config.task.statistics:
-        task = configured_task(config.task)
-        plan = PrivacyPlan.make(config, "", vector_size(config, task))
-        for line in (plan.expectation, plan.timid, *(f"in a federation {line}" for line in beyond_usual(plan))):
-            if line:
-                on_start(line)
+    for line in _foreseen(config):
+        on_start(line)
     authority = Authority() if config.secagg.enabled else None
     failures = Failures()
     held = HeldModels()  # the agency's model, which is the same for all
@@ -151,6 +141,20 @@ def simulate_population(
         write_card(folder, outside=outcome.summary[OUTSIDE])
         write_private(folder / SUMMARY, json.dumps(outcome.summary, indent=2).encode())
     return outcome
+
+
+def _foreseen(config: Config) -> Iterator[str]:
+    """What to expect of a private run's noise; what a federation would refuse of `config` is warned of."""
+    if config.secagg.enabled and config.secagg.clip < Terms.min_clip:
+        log.warning(
+            "secagg.clip %g: institutions refuse one below %g, the secure_aggregation.min_clip of their policy.yaml",
+            config.secagg.clip,
+            Terms.min_clip,
+        )
+    if config.privacy.private and not config.task.statistics:
+        plan = PrivacyPlan.make(config, "", vector_size(config, configured_task(config.task)))
+        lines = (plan.expectation, plan.timid, *(f"in a federation {line}" for line in beyond_usual(plan)))
+        yield from filter(None, lines)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError, PrivacyError
 from sovfed.federation.tasks.registry import get_task
-from sovfed.server.cli.run import round_table
+from sovfed.server.cli.rounds_shown import round_table
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.release import SUMMARY
 from sovfed.simulations.baselines import compare_sites

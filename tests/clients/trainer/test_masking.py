@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.server.rounds.test_secure_aggregation import TASK, World, fail, trained
+from tests.server.rounds.secure_world import TASK, World, fail, trained
 
 from sovfed.clients.data import Records
 from sovfed.clients.trainer.masking import MAX_SETUPS, Masking

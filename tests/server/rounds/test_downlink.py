@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.server.rounds.test_secure_aggregation import TASK, World
+from tests.server.rounds.secure_world import TASK, World
 
 from sovfed.federation.changes import change_of, change_size, changed
 from sovfed.federation.messages import Refusal, Request, TrainRequest

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.server.rounds.test_secure_aggregation import TASK, Place, World, fail
+from tests.server.rounds.secure_world import TASK, Place, World, fail
 
 from sovfed.clients.ledger.book import PrivacyLedger, replay
 from sovfed.clients.ledger.entries import Budget, History
