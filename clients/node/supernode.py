@@ -319,8 +319,9 @@ def _is_unknown(stopped: KeyboardInterrupt) -> httpx.HTTPStatusError | None:
     import httpx
 
     refused = stopped.__context__
-    is_it = isinstance(refused, httpx.HTTPStatusError) and refused.response.status_code == UNKNOWN
-    return refused if is_it else None
+    if isinstance(refused, httpx.HTTPStatusError) and refused.response.status_code == UNKNOWN:
+        return refused
+    return None
 
 
 @contextlib.contextmanager

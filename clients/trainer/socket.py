@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -32,6 +33,7 @@ NAME: Final = "trainer.sock"
 MAX_PATH_BYTES: Final = 107  # of a Unix socket's address (unix(7))
 MAX_FRAME_BYTES: Final = 1 << 20  # its long vectors are in a file beside it
 MAX_CONNECTIONS: Final = 32
+AGAIN_S: Final = 0.2  # after a connection could not be taken
 ACCEPTED_S: Final = 5.0  # a call that fails later than this was taken by a trainer
 RETRY_PAUSE_S: Final = (0.05, 1.0)  # first and longest
 ANSWER, HEALTH, TOO_LONG = 1, 2, 3
@@ -96,43 +98,58 @@ def reply_to(service: Service, frame: bytes | bytearray, stored: Stored | None =
 
 
 class Server:
-    """Answers at a listening socket until `stop`, each connection on a thread of its own."""
+    """Answers at a listening socket until `stop`, each connection on a thread of its own.
+
+    All threads are there from the start: one that had no memory to begin with would leave its connection unanswered
+    for ever, and whoever began it waiting.
+    """
 
     def __init__(self, listener: socket.socket, service: Service, most_bytes: int) -> None:
         self._listener, self._service, self._most_bytes = listener, service, most_bytes + MOST_SHIFT
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        self._lock = threading.Lock()
+        self._connections, self._lock = set[socket.socket](), threading.Lock()
+        self._taken, self._stopping = SimpleQueue[socket.socket | None](), threading.Event()
+        for _ in range(MAX_CONNECTIONS):
+            threading.Thread(target=self._work, name="answer", daemon=True).start()
         self._accepting = threading.Thread(target=self._accept, name="socket", daemon=True)
         self._accepting.start()
 
     def stop(self, grace_s: float) -> None:
         """Take no further request; those in work have `grace_s`, and are asked again of the next trainer."""
+        self._stopping.set()
         with contextlib.suppress(OSError):  # not on macOS, where the listener cannot be woken
             self._listener.shutdown(socket.SHUT_RDWR)
             self._accepting.join()
         self._listener.close()
         deadline = time.monotonic() + grace_s
         with self._lock:
-            open_ = dict(self._connections)
+            open_ = list(self._connections)
         for connection in open_:
             with contextlib.suppress(OSError):  # it has ended
                 connection.shutdown(socket.SHUT_RD)
-        for thread in open_.values():
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while self._connections and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for _ in range(MAX_CONNECTIONS):
+            self._taken.put(None)
 
     def _accept(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # stopped
+            except OSError as error:
+                if not self._stopping.is_set():  # no descriptor, say: who asks waits until there is one
+                    log.warning("nobody can be heard now: %s", error)
+                    self._stopping.wait(AGAIN_S)
+                continue
             with self._lock:
                 if len(self._connections) >= MAX_CONNECTIONS:
                     connection.close()
                     continue
-                thread = threading.Thread(target=self._serve, args=(connection,), name="answer", daemon=True)
-                self._connections[connection] = thread
-            thread.start()
+                self._connections.add(connection)
+            self._taken.put(connection)
+
+    def _work(self) -> None:
+        while (connection := self._taken.get()) is not None:
+            self._serve(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -144,7 +161,7 @@ class Server:
             log.exception("a connection is closed")
         finally:
             with self._lock:
-                del self._connections[connection]
+                self._connections.discard(connection)
             connection.close()
 
     def _answer(self, connection: socket.socket) -> None:

@@ -7,10 +7,13 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Final
 
 from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.processes import die_with_parent
 from sovfed.federation.host.quiet import be_quiet
+
+ENDED: Final = b"MemoryError: a thread has ended for want of memory, and this process with it\n"
 
 
 def begin(description: str, arguments: list[str] | None = None) -> tuple[Path, Path]:
@@ -39,18 +42,17 @@ def end_without_memory() -> None:
     told, unraisable = threading.excepthook, sys.unraisablehook
 
     def end_thread(failure: threading.ExceptHookArgs) -> None:
-        told(failure)
         _end_if(failure.exc_type)
+        told(failure)
 
     def end_unraisable(failure: sys.UnraisableHookArgs) -> None:  # a thread that fails before it has begun
-        unraisable(failure)
         _end_if(failure.exc_type)
+        unraisable(failure)
 
     threading.excepthook, sys.unraisablehook = end_thread, end_unraisable
 
 
 def _end_if(kind: type[BaseException]) -> None:
     if issubclass(kind, MemoryError):
-        sys.stderr.write("a thread has ended for want of memory, and this process with it\n")
-        sys.stderr.flush()
+        os.write(2, ENDED)  # and no more is told, for that takes memory
         os._exit(1)

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sovfed.federation.errors import ServiceError
@@ -123,7 +123,8 @@ def supervising(home: Path, patience_s: float = 2.0) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise ServiceError(f"{home} is in use: its processes are running already")
             time.sleep(_POLL_S)
-        (home / _FILE).unlink(missing_ok=True)  # of one that was killed: its process ids are strangers' by now
+        with suppress(OSError):  # of one that was killed: its process ids are strangers' by now
+            (home / _FILE).unlink()
         try:
             yield
         finally:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from tests.clients.orders.house import House, planned, training, whole
+from tests.federation.test_files import no_descriptor
 from tests.server.agency import make_institution
 
 from sovfed.clients.trainer.frames import frame_and_file, from_frame, to_frame
@@ -479,3 +480,22 @@ def test_connections_are_bounded_and_those_that_say_nothing_keep_nobody_out_for_
         for connection in silent:
             connection.close()
         assert isinstance(stub.answer(train_request()), TrainReply)
+
+
+def test_a_trainer_that_has_no_descriptor_left_for_a_moment_is_not_deaf_from_then_on(home: Path) -> None:
+    """It took no connection any more, and lived on with a pulse: every run waited for it."""
+    with served(home, echo()) as stub, socket.socket(socket.AF_UNIX) as waiting:
+        assert stub.health().answered == 0
+        with no_descriptor():
+            waiting.connect(str(home / NAME))
+            time.sleep(0.3)
+        with contextlib.closing(TrainerStub(home / NAME, MIB, timeout_s=20.0)) as other:
+            assert isinstance(other.answer(train_request()), TrainReply)
+
+
+def test_no_thread_is_begun_for_a_request(home: Path) -> None:
+    """At its limit of memory a new thread ends before it begins, and Python waits for ever that it has begun."""
+    with served(home, echo()) as stub:
+        before = set(threading.enumerate())
+        assert isinstance(stub.answer(train_request()), TrainReply)
+        assert {thread.name for thread in threading.enumerate() if thread not in before} == set()
