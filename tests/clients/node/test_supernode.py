@@ -322,7 +322,7 @@ def test_a_number_of_a_node_that_is_another_keys_is_forgotten(federation: Federa
     node = federation.node
     write_private(private_directory(node.home / NODE_ID.parent) / NODE_ID.name, b"4711")
     with running(node) as child:
-        assert child.wait(40) == 1  # its supervisor starts it again
+        assert child.wait(120) == 1  # its supervisor starts it again
     assert "does not know this institution's node" in node.log() and not (node.home / NODE_ID).exists()
     with running(node):
         wait_until(lambda: (node.home / NODE_ID).exists() and (node.home / NODE_ID).read_text() == str(node.node_id))

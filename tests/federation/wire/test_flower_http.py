@@ -126,5 +126,5 @@ def test_only_the_named_sleeps_of_the_named_module_change() -> None:
 
 
 def test_module_that_sleeps_otherwise_is_refused() -> None:
-    with pytest.raises(ServiceError, match=r"Flower 1\.41"):
+    with pytest.raises(ServiceError, match=r"Flower 1\.42"):
         shorten_sleeps(ModuleType("sleeper"), {3: 0.2})

@@ -47,7 +47,8 @@ def ended(home: Path, name: str, *cohorts: tuple[str, ...], started: float = 0.0
     folder = home / "runs" / name
     lines = [json.dumps({"round": number, "participants": names}) + "\n" for number, names in enumerate(cohorts, 1)]
     write_private(folder / ROUNDS, "".join(lines).encode())
-    write_private(folder / STATE, json.dumps({"started": started or time.time(), "status": "finished"}).encode())
+    state = {"status": "finished", "reason": "", "flower_run_id": 1, "started": started or time.time(), "config": {}}
+    write_private(folder / STATE, json.dumps(state).encode())
 
 
 def cohort(*names: str) -> str:

@@ -21,7 +21,7 @@ def make_run(home: Path, name: str, status: str, days: int) -> Path:
     folder.mkdir(parents=True)
     at = time.time() - days * DAY_S
     (folder / STATE).write_text(
-        json.dumps({"name": name, "flower_run_id": 1, "status": status, "reason": "", "at": at})
+        json.dumps({"flower_run_id": 1, "status": status, "reason": "", "started": at, "at": at, "config": {}})
     )
     for file in ("checkpoint.safetensors", "model.safetensors", "rounds.jsonl", "summary.json"):
         (folder / file).write_bytes(b"x" * 1000)
