@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -65,7 +66,7 @@ SECRET_FILE: Final = Path("secrets") / "loopback.secret"
 TLS_FILES: Final = ("root.pem", "crl.pem", "cert.pem", "key.pem")
 CLEAN_UP_EVERY_S: Final = 5.0
 RELOAD_EVERY_S: Final = 5.0
-ENLIST_S: Final = 2.0
+ENLIST_S: Final = (2.0, 60.0)  # before the first try, when most machines serve it, and the longest pause
 _log = logging.getLogger("sovfed.superlink")
 
 
@@ -257,15 +258,22 @@ def _stamp(identity: Path) -> tuple[int, ...]:
 
 
 async def _enlist_lost(home: Path, port: int) -> None:
-    """Have the nodes that Flower's database lacks in it again: they are enrolled all the same."""
+    """Have the nodes that Flower's database lacks in it again: they are enrolled all the same.
+
+    Tried until it succeeds, ever more seldom: who is left out here comes online no more.
+    """
     from sovfed.server.registry.enrolment import register_lost
 
-    await asyncio.sleep(ENLIST_S)  # until it is served
-    try:
-        for name in await asyncio.to_thread(register_lost, home, port):
-            _log.warning("%s: its node was not in Flower's database, which was lost or is older; registered anew", name)
-    except (SovfedError, OSError) as error:  # the next start tries again
-        _log.warning("nodes that Flower's database may lack were not registered: %s", error)
+    pause, lost = ENLIST_S[0], None
+    while lost is None:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, ENLIST_S[1])
+        try:
+            lost = await asyncio.to_thread(register_lost, home, port)
+        except (SovfedError, OSError, sqlite3.Error) as error:
+            _log.warning("nodes that Flower's database may lack are not registered yet: %s", error)
+    for name in lost:
+        _log.warning("%s: its node was not in Flower's database, which was lost or is older; registered anew", name)
 
 
 async def _clean_up_for_ever(app: FastAPI, database: Path) -> None:
