@@ -21,7 +21,8 @@
     │   └── DeviceLostError   the process of one of several devices ended, or hangs
     ├── CohortError       too few institutions took part
     │   ├── DeclinedError     and to ask again would change nothing
-    │   └── LostError         that were there a moment ago, and may be back
+    │   ├── LostError         that were there a moment ago, and may be back
+    │   └── NoRosterError     for secure aggregation's keys; `refused` says why
     └── ServiceError      a process of ours is not running, or would start unsafely
         └── AwayError         that its supervisor starts again
 
@@ -33,7 +34,10 @@ nothing tells missing data from a full disk.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MOST_TEXT: Final = 500  # of what an error says of a message
 
@@ -135,6 +139,14 @@ class CohortError(SovfedError):
 
 class DeclinedError(CohortError):
     """Asking again would change nothing."""
+
+
+class NoRosterError(CohortError):
+    """Too few institutions agree on keys for secure aggregation; `refused` says by node why those left out were."""
+
+    def __init__(self, message: str, refused: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class LostError(CohortError):

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from sovfed.federation.config import SecaggConfig
-from sovfed.federation.errors import CohortError, DeclinedError, LostError, ProtocolError, SovfedError
+from sovfed.federation.errors import CohortError, LostError, NoRosterError, ProtocolError, SovfedError
 from sovfed.federation.messages import SecaggReply, SecaggRequest
 from sovfed.federation.secagg import setup, wire
 from sovfed.federation.secagg.keys import Identity, generate
@@ -27,7 +27,6 @@ from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import ask
 from sovfed.server.rounds.patience import REST_S, Patience
-from sovfed.server.rounds.refusals import FINAL as NO_REPEAT
 from sovfed.server.rounds.refusals import told
 
 log = logging.getLogger(__name__)
@@ -113,12 +112,11 @@ class Epochs:
             if len(candidates) < self._min_cohort:
                 break
         names = {node.node_id: node.name or str(node.node_id) for node in self._grid.get_nodes()}
-        final = sum(code in NO_REPEAT for code in left_out.values())
-        kind = LostError if set(left_out.values()) <= LOST else CohortError
-        raise (DeclinedError if len(present) - final < self._min_cohort else kind)(
+        why = (
             f"secure aggregation: {len(candidates)} institutions agree on keys, minimum cohort is {self._min_cohort}; "
             f"refusals: {told(left_out.items(), names)}"
         )
+        raise LostError(why) if set(left_out.values()) <= LOST else NoRosterError(why, left_out)
 
     def _left(self, node: int, why: str) -> _Outside:
         """That a setup left `node` out; it is tried again after a pause, which doubles."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from sovfed.federation.algorithms.server_half import stepped_by
 from sovfed.federation.config import Config
-from sovfed.federation.errors import CohortError, DeclinedError, PrivacyError, SovfedError, TrainingError
+from sovfed.federation.errors import CohortError, DeclinedError, NoRosterError, PrivacyError, SovfedError, TrainingError
 from sovfed.federation.messages import (
     Bytes,
     EvaluateRequest,
@@ -269,7 +269,12 @@ class Rounds:
             story.left_out = self.left_out
             if self.before:
                 self.before(cohort, self._refused)
-            total = self.aggregation.collect(request, cohort, width)
+            try:
+                total = self.aggregation.collect(request, cohort, width)
+            except NoRosterError as error:
+                if self._in_vain(error.refused, cohort, story):
+                    raise DeclinedError(str(error)) from error
+                raise
             self._refused = total.refused.keys()
             if self.agreement and (unsigned := [node for node, code in total.refused.items() if code == "order"]):
                 self.agreement.hear(unsigned)  # for the officer's word, which a refusal does not carry
@@ -316,11 +321,17 @@ class Rounds:
             f"{stage}: {len(total.participants)} replies in {MAX_ATTEMPTS} attempts, minimum cohort is {least}; "
             f"{told_why}"
         )
-        vain = not self._awaits_anybody(story) and _open_to(total, cohort) < least
+        vain = self._in_vain(total.refused, cohort, story)
         if self.plan is not None:  # it would charge the others
             unpaid = sum(code == PrivacyError.code for code in total.refused.values())
             vain |= len(cohort) - unpaid < least
         return DeclinedError(why) if vain else CohortError(why)
+
+    def _in_vain(self, refused: Mapping[int, str], cohort: Sequence[int], story: _Story) -> bool:
+        """Whether too few of `cohort` are left that their policies let answer, and nobody is awaited to change that."""
+        spare = len(cohort) - self.config.server.min_cohort  # so many may refuse
+        final, by_policy = (sum(code in codes for code in refused.values()) for codes in (FINAL, ("policy", *FINAL)))
+        return final > spare or (by_policy > spare and not self._awaits_anybody(story))
 
 
 def evaluates(config: Config, number: int) -> bool:
@@ -361,11 +372,6 @@ class _Story:
     refused: list[tuple[int, str]] = field(default_factory=list)  # of all: the last may only follow from those before
     late: set[int] = field(default_factory=set)
     left_out: Sequence[int] = ()
-
-
-def _open_to(total: Total, cohort: Sequence[int]) -> int:
-    """How many of `cohort` do not refuse by their policy."""
-    return len(cohort) - sum(code in ("policy", *FINAL) for code in total.refused.values())
 
 
 def _tell_spoilt(stage: str, total: Total) -> None:

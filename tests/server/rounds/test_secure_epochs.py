@@ -8,7 +8,7 @@ from tests.server.rounds.secure_world import (
     World,
 )
 
-from sovfed.federation.errors import CohortError
+from sovfed.federation.errors import CohortError, DeclinedError
 from sovfed.federation.messages import (
     Refusal,
 )
@@ -52,3 +52,15 @@ def test_a_server_of_another_authority_gets_nothing() -> None:
     with pytest.raises(CohortError, match="identity"):
         world.rounds.profile()
     assert {type(reply) for place in world.places.values() for reply in place.replies} == {Refusal}
+
+
+@pytest.mark.parametrize(("earlier", "over"), [((), True), (("hospital-9",), False)])
+def test_a_run_whose_rosters_every_policy_forbids_is_over(earlier: tuple[str, ...], over: bool) -> None:
+    """At a setup as at a round, unless one is awaited with whom they may allow it: taken up again, it is in vain."""
+    world = World(4)
+    for place in world.places.values():
+        place.answer = lambda request: Refusal("policy")  # type: ignore[method-assign]
+    world.rounds.earlier = frozenset(earlier)
+    with pytest.raises(CohortError, match=r"policy \(1, 2, 3, 4\): The institution's policy forbids") as raised:
+        world.rounds.profile()
+    assert isinstance(raised.value, DeclinedError) == over
