@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ TASK, RUN = "law.yaml", "law"
 ROUNDS: Final = 1_800
 SETTINGS: Final = {**CENTRAL, **RINGS["16 bits"]}
 LARGER: Final = Size(context=512, width=384, blocks=6, heads=6)  # 13.8 million values
+TRAINED: Final = re.compile(r"round (\d+): \d+ records, ([\d.]+) s$", re.MULTILINE)  # in a trainer's log
 LEAST, COUNTED = 3, 2  # institutions of a secure sum; rounds
 LOCAL: Final = {
     **PLAN, "strategy": "fedavg", **FITTED, "task.batch_size": 8, "task.local_steps": 2, "server.min_cohort": LEAST,
@@ -91,7 +93,7 @@ def _seed(bench: Bench, stores: Path, seed: int) -> dict[str, float]:
     theirs = pooled.metrics["bits_per_byte"]
     return {
         "federated_bpb": got.bits_per_byte, "pooled_bpb": theirs, "federated_over_pooled": got.bits_per_byte / theirs,
-        "wall_s": got.wall_s, "slowest_training_s": got.training_s,
+        "wall_s": got.wall_s, "slowest_training_s": sum(got.slowest_s.values()),
         "missed": 1 - got.answered / (bench.rounds * len(bench.sites)),
     }  # fmt: skip
 
@@ -109,7 +111,8 @@ def overhead(
         tokenizer = read_tokenizer(folder / TOKENIZER)
         task = decoder_task("law", tokenizer.symbols, tokenizer.sha256, size)
         got = deployed(task, folder, list(sites)[:LEAST], LOCAL, COUNTED + 2, seed=0)
-    seconds, computed = (sum(line[name] for line in got.lines[1:-1]) for name in ("seconds", "seconds_compute"))
+    counted = got.lines[1:-1]
+    seconds, computed = sum(line["seconds"] for line in counted), sum(got.slowest_s[line["round"]] for line in counted)
     ratios = {"overhead_over_compute": seconds / computed - 1}
     figures = {"parameters": task.parameters, "compute_s_a_round": computed / COUNTED, "cpu_s": got.cpu_s}
     title = f"A round of {task.parameters:,} values, {LEAST} institutions"
@@ -126,16 +129,12 @@ class Deployed:
     cpu_s: float
     wall_s: float
     lines: list[dict[str, Any]]  # what the coordinator wrote of each round
+    slowest_s: dict[int, float]  # by round, of the slowest ministry's training
 
     @property
     def answered(self) -> int:
         """Updates that are in the sums of all rounds: institutions, were none late or left out, times rounds."""
         return sum(len(line["participants"]) for line in self.lines)
-
-    @property
-    def training_s(self) -> float:
-        """Of the slowest ministry in each round, added up."""
-        return float(sum(line["seconds_compute"] for line in self.lines))
 
 
 def deployed(
@@ -158,14 +157,24 @@ def deployed(
         if ended["status"] != "finished":
             raise ServiceError(f"the run {ended['status']}: {ended['reason']}")
         seconds = cpu_seconds([os.getpid()]) - before, time.monotonic() - start
-        return _figures(federation.home, *seconds)
+        homes = [federation.client_home(member.name) for member in members]
+        return _figures(federation.home, slowest_seconds(homes), *seconds)
 
 
-def _figures(home: Path, cpu_s: float, wall_s: float) -> Deployed:
+def slowest_seconds(homes: Iterable[Path]) -> dict[int, float]:
+    """By round, how long the slowest of `homes` trained, by their own logs: the agency is told powers of two."""
+    slowest = dict[int, float]()
+    for home in homes:
+        for number, seconds in TRAINED.findall((home / "logs" / "trainer.log").read_text()):
+            slowest[int(number)] = max(slowest.get(int(number), 0.0), float(seconds))
+    return slowest
+
+
+def _figures(home: Path, slowest_s: dict[int, float], cpu_s: float, wall_s: float) -> Deployed:
     lines = read_rounds(folders.run_folder(home, RUN))
     metrics = (folders.read_summary(home, RUN) or {})["metrics"]
     rounding = sum(line["ring_error"] for line in lines) / len(lines)
-    return Deployed(metrics["bits_per_byte"], rounding, cpu_s, wall_s, lines)
+    return Deployed(metrics["bits_per_byte"], rounding, cpu_s, wall_s, lines, slowest_s)
 
 
 def _config(task: Path, settings: Mapping[str, Any], rounds: int, seed: int) -> Config:

@@ -12,6 +12,7 @@ from tests.deploy.conftest import finished, make_config, wait_for, wait_for_run
 from sovfed.federation.evidence.checking import check_log
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import problems
+from sovfed.simulations.benchmarks.language_deployed import slowest_seconds
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
@@ -43,6 +44,13 @@ def test_both_sides_have_logged_the_run_and_cosigned_each_other(trained: LocalFe
         wait_for(partial(_by_the_agency, home), "the agency to cosign an institution's")
         assert _kinds(home).count("round") >= ROUNDS
         assert problems(home) == {}
+
+
+def test_an_institutions_own_log_says_how_long_it_trained_in_each_round(trained: LocalFederation) -> None:
+    """The agency is told powers of two, of which no bench can tell what a round costs beyond the training."""
+    seconds = slowest_seconds(_homes(trained))
+    assert sorted(seconds) == list(range(1, ROUNDS + 1))
+    assert all(0 < taken < 60 for taken in seconds.values())
 
 
 def test_an_agency_whose_log_was_rolled_back_gets_no_answer(trained: LocalFederation) -> None:
