@@ -164,6 +164,7 @@ NOT_EVERYWHERE = {  # libraries of an extra that files of every installation imp
     ("federation/models/export.py", "onnxscript"),
     ("federation/models/pyfunc.py", "mlflow"),
     ("federation/models/pyfunc.py", "pandas"),
+    ("federation/tasks/causal_lm.py", "transformers"),
     ("federation/tasks/tokenizer.py", "tokenizers"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sovfed.clients.cli.use import FILE, HOME, load
+from sovfed.federation.tasks.cli import BASE
 
 
 @click.command()
@@ -19,6 +20,7 @@ from sovfed.clients.cli.use import FILE, HOME, load
 )
 @click.option("--top-p", type=click.FloatRange(0.0, 1.0), default=0.95, show_default=True, help="Probability kept.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@BASE
 @HOME
 def generate(
     model: str, tokenizer_path: Path, prompt: str, tokens: int, temperature: float, top_p: float, seed: int, home: Path

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sovfed.clients.data.token_store import Document
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
+TOKENIZER: Final = "tokenizer.json"  # in the folder of a model of Hugging Face
 
 
 @click.command()
@@ -55,7 +56,20 @@ def tokenizer(
 
 @click.command()
 @click.argument("name")
-@click.option("--tokenizer", "tokenizer_path", required=True, type=FILE, help="What `sovfed task tokenizer` made.")
+@click.option(
+    "--tokenizer", "tokenizer_path", type=FILE, help="What `sovfed task tokenizer` made; default: the base's."
+)
+@click.option(
+    "--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder of a causal language model of Hugging Face, to go on from; the sizes below are its own then.",
+)  # fmt: skip
+@click.option(
+    "--rank",
+    type=click.IntRange(0, 1_024),
+    default=8,
+    show_default=True,
+    help="Of --base's adapters; 0: all of it is trained.",
+)
 @click.option("--context", type=click.IntRange(2, 1 << 15), default=128, show_default=True, help="Tokens it sees.")
 @click.option("--width", type=int, default=128, show_default=True)
 @click.option("--blocks", type=int, default=3, show_default=True)
@@ -65,17 +79,21 @@ def tokenizer(
 @click.option("--output", type=FILE, help="Where to write it; NAME.yaml unless given.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def language(
-    name: str, tokenizer_path: Path, context: int, width: int, blocks: int, heads: int, goldfish: int, title: str,
-    output: Path | None, force: bool,
+    name: str, tokenizer_path: Path | None, base: Path | None, rank: int, context: int, width: int, blocks: int,
+    heads: int, goldfish: int, title: str, output: Path | None, force: bool,
 ) -> None:  # fmt: skip
-    """Write NAME.yaml: a task that learns the next token, with a decoder of these sizes.
+    """Write NAME.yaml: a task that learns the next token, with a decoder of these sizes, or from a model on.
+
+    Of a model of Hugging Face (--base) the file holds the digest: each institution has its own copy of the folder.
 
     \b
     Examples:
       sovfed task language law --tokenizer tokenizer.json
       sovfed task language law --tokenizer tokenizer.json --context 256 --width 192 --blocks 4 --heads 6
       sovfed task language law --tokenizer tokenizer.json --goldfish 4
+      sovfed task language law --base /models/national-1b --rank 16 --context 512
     """
+    from sovfed.federation.tasks import bases
     from sovfed.federation.tasks.document import flow
     from sovfed.federation.tasks.families import require_size
     from sovfed.federation.tasks.sizes import demands, parameters_of
@@ -86,19 +104,27 @@ def language(
         raise ConfigError(f"a task's name must be {NAME_IN_WORDS}, at most 64 long, got {name[:64]!a}")
     where = Path(f"{name}.yaml") if output is None else output
     _require_new(where, force)
-    read = read_tokenizer(tokenizer_path)
+    if base is None and tokenizer_path is None:
+        raise ConfigError("--tokenizer says how texts are cut into tokens, or --base brings its own")
+    read = read_tokenizer(tokenizer_path or Path(f"{base}") / TOKENIZER)
+    bases.offer(base)
+    if base is None:
+        sizes = f"width: {width}, blocks: {blocks}, heads: {heads}, hidden: {4 * width}, goldfish: {goldfish}"
+        model = f"{{family: decoder, {sizes}}}"
+    else:
+        model = f'{{family: causal_lm, base: "{bases.digest_of(base)}", rank: {rank}}}'
     file = read_text(
         f"format: 1\nname: {name}\ntitle: {flow(title or name)}\nperson: document\n"
         f"columns:\n  window: {{kind: tokens, shape: [{context + 1}], high: {read.symbols - 1}}}\n"
         f'target: {{kind: next_token, tokenizer: "{read.sha256}"}}\n'
-        f"model: {{family: decoder, width: {width}, blocks: {blocks}, heads: {heads}, hidden: {4 * width}, "
-        f"goldfish: {goldfish}}}\n"
+        f"model: {model}\n"
     )
     require_size(file.model, file.schema, read.symbols)
     parameters = parameters_of(lambda: file.model.make(file.schema, read.symbols))
     where.write_text(to_text(file), encoding="utf-8")
-    click.echo(f"{parameters:,} values: {demands(parameters)}")
-    click.echo(f"wrote {where}; next: sovfed task check {where}")
+    click.echo(f"{parameters:,} values{' beside the base' if base and rank else ''}: {demands(parameters)}")
+    more = "" if base is None else f" --base {shlex.quote(str(base))}"
+    click.echo(f"wrote {where}; next: sovfed task check {where}{more}")
 
 
 def _require_new(path: Path, force: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from sovfed.federation.tasks.cli import BASE
+
 TASK = (
     "A task that runs may train here: a name, an archive, or a task.yaml, of which a copy is kept. Default: the "
     "source's."
@@ -35,6 +37,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     options = (
         click.option("--task", "tasks", multiple=True, help=TASK),
+        BASE,
         click.option("--allow-plain-updates", is_flag=True, help="Let the agency see this institution's own update."),
         click.option("--without-privacy", is_flag=True, help="Answer runs without differential privacy too."),
         click.option("--officers", is_flag=True, help="Answer no run before an officer has signed its order."),

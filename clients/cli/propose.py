@@ -13,7 +13,7 @@ import click
 from sovfed.clients.cli.language import language, tokenizer
 from sovfed.federation.archive.cli import UNSEALED, diff, pack, review, signer
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.tasks.cli import JSON, named_task, task
+from sovfed.federation.tasks.cli import BASE, JSON, named_task, task
 from sovfed.federation.text import ARCHIVE, NAME, NAME_IN_WORDS, visible
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def new(
 @click.argument("name", metavar="TASK")
 @UNSEALED
 @JSON
+@BASE
 def check(name: str, unsealed: bool, as_json: bool) -> None:
     """Try TASK, an installed one, a task.yaml or an archive, on made-up records. Exits with 1 if one does not hold.
 

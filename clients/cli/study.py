@@ -8,6 +8,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.help import Group
+from sovfed.federation.tasks.cli import BASE
 from sovfed.federation.text import visible
 
 
@@ -48,6 +49,7 @@ def list_studies(home: Path) -> None:
 )
 @click.option("--allow", is_flag=True, help="Write the task into allowed_tasks of policy.yaml.")
 @click.option("--population", default="", help="Whose records they are, if of people who are in no other study.")
+@BASE
 @HOME
 def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, population: str, home: Path) -> None:
     """Write study NAME into client.yaml, with its task and records, and look at these. OVERRIDES set `data…`.

@@ -8,6 +8,7 @@ import click
 
 from sovfed.clients.cli.home import HOME
 from sovfed.federation.help import Group
+from sovfed.federation.tasks.cli import BASE
 from sovfed.federation.text import visible
 
 
@@ -27,6 +28,7 @@ def task() -> None:
 @task.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--allow", is_flag=True, help="Write it into allowed_tasks of policy.yaml.")
+@BASE
 @HOME
 def add(file: Path, allow: bool, home: Path) -> None:
     """Keep a copy of the task FILE, and show its columns, model, digest and what changed since the last version.

@@ -71,6 +71,7 @@ def prepare(
     from sovfed.clients.data.tables.opt_out import read_lines
     from sovfed.clients.data.token_store import Rules, write_store
     from sovfed.federation.errors import ConfigError
+    from sovfed.federation.tasks.declared import DeclaredTask
     from sovfed.federation.tasks.tokenizer import read_tokenizer
 
     selected = task_of(task)
@@ -98,6 +99,7 @@ def prepare(
             err=True,
         )
     named_task, store = shlex.quote(task), shlex.quote(str(out))
+    named_task += " --base FOLDER" if isinstance(selected, DeclaredTask) and selected.base else ""
     click.echo(f"next, in a federation: sovfed client join INVITATION --task {named_task} --data {store}")
     click.echo(f"or, joined already: sovfed client study add {selected.name} --task {named_task} data.path={store}")
 

@@ -12,6 +12,7 @@ import click
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.help import Group
 from sovfed.federation.host.homes import default_home
+from sovfed.federation.tasks.cli import BASE
 from sovfed.federation.text import NAME, visible
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("model")
 @HOME
+@BASE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def show(model: str, home: Path, as_json: bool) -> None:
     """Show what MODEL is: task, run, metrics, privacy, what it is given.
@@ -214,6 +216,7 @@ def _archive_of(path: Path, home: Path) -> Path | None:
 @click.option("--hf", "folder", type=click.Path(file_okay=False, path_type=Path), help="A Hugging Face model's folder.")
 @ARCHIVE
 @ANY_VERSION
+@BASE
 @HOME
 def export(
     model: str, torch_path: Path | None, onnx_path: Path | None, folder: Path | None, archive: Path | None,
@@ -222,8 +225,9 @@ def export(
     """Write MODEL for where sovfed is not.
 
     model.safetensors is already plain: torch loads its tensors by name. --torch and --onnx write a program that holds
-    the scaling too, takes raw arrays and gives predictions; --hf is for models made by transformers or peft.
-    Where the task is code out of an archive, that runs in a process without network, and what it writes is its word.
+    the scaling too, takes raw arrays and gives predictions; --hf is for models made by transformers or peft: the
+    adapters of a task with a base are merged into it. Where the task is code out of an archive, that runs in a process
+    without network, and what it writes is its word.
 
     \b
     Examples:

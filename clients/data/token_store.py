@@ -5,7 +5,7 @@ starts.npy      where each begins, and the end of the last, int64 [documents + 1
 persons.npy     whose each is, a number a person, int64 [documents]
 sides.npy       0 train, 1 held out, 2 left out, uint8 [documents]
 lengths.npy     bytes of each token's text, int32 [symbols]
-store.json      format, tokenizer's SHA-256, counts
+store.json      format, tokenizer's SHA-256, the token that begins a document, counts
 
 No name of a person or document is in it. Which side a document is on follows from its person's name alone.
 """
@@ -30,7 +30,6 @@ from sovfed.clients.data.split import uniform
 from sovfed.clients.data.tables.opt_out import likeness
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.files import private_directory, write_private
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
 
 if TYPE_CHECKING:
     from sovfed.federation.tasks.tokenizer import Tokenizer
@@ -92,6 +91,7 @@ class Store:
     sides: npt.NDArray[np.uint8]
     lengths: npt.NDArray[np.int32]
     tokenizer: str
+    document: int = 0  # the token that begins one
 
 
 def write_store(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, rules: Rules) -> Counts:
@@ -117,6 +117,7 @@ def read_store(folder: Path, tokenizer: str) -> Store:
     try:
         head = json.loads((folder / HEAD).read_bytes())
         format_, used, count = head["format"], head["tokenizer"], int(head["counts"]["tokens"])
+        document = int(head.get("document", 0))
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
         tokens = np.memmap(folder / TOKENS, _dtype(len(arrays["lengths"])), "r")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -127,7 +128,9 @@ def read_store(folder: Path, tokenizer: str) -> Store:
         raise DataError(
             f"{folder}: cut by the tokenizer {str(used)[:16]}…, the task asks for {tokenizer[:16]}…: prepare it again"
         )
-    store = Store(tokens, **arrays, tokenizer=tokenizer)
+    store = Store(tokens, **arrays, tokenizer=tokenizer, document=document)
+    if not 0 <= document < len(store.lengths):
+        raise DataError(f"{folder}: no token {document}, which is said to begin a document; prepare it again")
     if len(tokens) != count or store.starts[-1] != count or len(store.persons) != len(store.starts) - 1:
         raise DataError(f"{folder}: not whole: {len(tokens)} of {count} tokens; prepare it again")
     return store
@@ -142,7 +145,7 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
             for (document, person), codes in zip(
                 batch, tokenizer.encode([each.text for each, _ in batch]), strict=True
             ):
-                file.write(np.array([DOCUMENT_TOKEN, *codes], kind).tobytes())
+                file.write(np.array([tokenizer.document, *codes], kind).tobytes())
                 starts.append(starts[-1] + 1 + len(codes))
                 names.append(person)
                 sides.append(document.side)
@@ -161,7 +164,7 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
     counts.persons = len(numbers)
     counts.train, counts.held_out = (int((arrays["sides"] == side).sum()) for side in (TRAIN, HELD_OUT))
     told = {name: value for name, value in vars(counts).items() if name != "found"}
-    head = {"format": FORMAT, "tokenizer": tokenizer.sha256, "counts": told, "persons": len(numbers)}
+    head = {"format": FORMAT, "tokenizer": tokenizer.sha256, "document": tokenizer.document, "counts": told}
     write_private(folder / HEAD, json.dumps(head, indent=2).encode())
     return counts
 

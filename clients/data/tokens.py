@@ -17,7 +17,6 @@ from sovfed.clients.data import Connector
 from sovfed.clients.data.token_store import HEAD, HELD_OUT, TRAIN, read_store
 from sovfed.federation.errors import DataError
 from sovfed.federation.tasks.targets import BYTES, GIVEN
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
 
 if TYPE_CHECKING:
     from sovfed.clients.data import Indices
@@ -62,7 +61,7 @@ class Windows:
         window = self.schema.shaped[0]
         places = self.firsts[rows, None] + np.arange(window.size)
         begins = self.store.starts[self.documents[rows], None]
-        tokens = np.where(places < begins, DOCUMENT_TOKEN, self.store.tokens[np.maximum(places, begins)])
+        tokens = np.where(places < begins, self.store.document, self.store.tokens[np.maximum(places, begins)])
         counted = self.predicted(rows)[1]
         texts = (self.store.lengths[tokens[:, 1:]] * counted).sum(1)
         table = {window.name: tokens, GIVEN: self.given[rows], BYTES: texts}

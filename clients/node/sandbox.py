@@ -27,6 +27,7 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.host import landlock, sandbox, settings
 from sovfed.federation.host.landlock import DEVICE, LISTEN, READ, WRITE, Rule
 from sovfed.federation.host.leaving import leave
+from sovfed.federation.tasks.shelf import folders_of_bases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,6 +88,8 @@ def _rules(name: Name, home: Path, records: Sequence[Path], files: Sequence[Path
         yield Rule(home / relative, rights)
     if name == "trainer":
         yield from (Rule(path, READ) for path in (*records, *files))
+        for folder in folders_of_bases(home):  # its files may be links into a store of models
+            yield from (Rule(path.resolve(), READ) for path in (folder, *folder.glob("*")))
         yield from (Rule(_folder_of(path, home), READ) for path in records)
         for pattern in GPU:
             yield from (Rule(device, DEVICE) for device in Path("/dev").glob(pattern))

@@ -32,6 +32,7 @@ from sovfed.federation.host.logs import log_to_stderr
 from sovfed.federation.host.quiet import be_quiet
 from sovfed.federation.host.sandbox import FILE_CAPABILITIES, drop_privileges
 from sovfed.federation.messages import NORMALISATIONS
+from sovfed.federation.tasks import bases
 from sovfed.federation.tasks.registry import add, names, versions
 from sovfed.federation.tasks.trees import split
 
@@ -160,6 +161,8 @@ def _task(told: Mapping[str, Any]) -> Task:
     if told["text"]:
         from sovfed.federation.tasks.declared import task_from_text
 
+        for folder in told["bases"]:
+            bases.offer(folder)
         add(task_from_text(told["text"]))
     elif told["home"] is not None and told["name"] not in names():
         from sovfed.clients.home.packages import make_packages_known

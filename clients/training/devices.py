@@ -29,6 +29,7 @@ from safetensors.numpy import save
 from sovfed.clients.training.device import SMALL, choose_device
 from sovfed.federation.errors import ConfigError, DeviceLostError
 from sovfed.federation.host.quiet import python_command, quiet_environment
+from sovfed.federation.tasks import bases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ class Devices:
         self._model = shared_vector(self._memory, size)
         told = {
             "name": task.name, "digest": task.digest, "text": task.text, "precision": self._precision, "size": size,
-            "home": None if self._home is None else str(self._home),
+            "bases": bases.offered(), "home": None if self._home is None else str(self._home),
             "threads": self.threads if size >= SMALL else 1,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         }  # fmt: skip

@@ -16,11 +16,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from causal_lora.task import BASE, CONTEXT, NextToken
 from causal_lora.texts import sentences
 
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN, read_tokenizer, train_tokenizer
+from sovfed.federation.tasks.causal_lm import CausalLM
+from sovfed.federation.tasks.tokenizer import read_tokenizer, train_tokenizer
 
+BASE = Path(__file__).with_name("base")
+CONTEXT = 32  # tokens that it learns to see
 SYMBOLS = 400
 
 
@@ -30,16 +32,16 @@ def prepare(folder: Path, steps: int = 300) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_bytes(train_tokenizer(public, SYMBOLS))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    encoded = read_tokenizer(folder / "tokenizer.json").encode(public)
-    codes = torch.tensor([code for text in encoded for code in (DOCUMENT_TOKEN, *text)])
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    codes = torch.tensor([code for text in tokenizer.encode(public) for code in (tokenizer.document, *text)])
     stream = codes[: len(codes) // (CONTEXT + 1) * (CONTEXT + 1)].view(-1, CONTEXT + 1)
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(
         vocab_size=SYMBOLS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=4 * CONTEXT, bos_token_id=DOCUMENT_TOKEN, eos_token_id=DOCUMENT_TOKEN,
+        max_position_embeddings=4 * CONTEXT, bos_token_id=tokenizer.document, eos_token_id=tokenizer.document,
         pad_token_id=None, attn_implementation="eager",
     ))  # fmt: skip
-    model, optimizer = NextToken(base), torch.optim.AdamW(base.parameters(), lr=3e-3)
+    model, optimizer = CausalLM(base, CONTEXT), torch.optim.AdamW(base.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -7,25 +7,33 @@ python examples/causal_lora/run.py [--quick] [--out FOLDER]
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn.utils import vector_to_parameters
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from causal_lora import make_base
-from causal_lora.task import BASE, LoRA, NextToken, adapted, task_of
+from causal_lora.make_base import BASE, CONTEXT
 from causal_lora.texts import sentences
 
 import sovfed
 from sovfed.clients.data.token_store import Document, Rules, write_store
+from sovfed.federation.models.export import to_hugging_face
+from sovfed.federation.models.saved import load_model
+from sovfed.federation.tasks.bases import digest_of
 from sovfed.federation.tasks.tokenizer import read_tokenizer
 
+TASK = """
+name: law_text
+title: The next token of law, from a public base on
+person: document
+columns:
+  window: {{kind: tokens, shape: [{width}], high: {last}}}
+target: {{kind: next_token, tokenizer: "{tokenizer}"}}
+model: {{family: causal_lm, base: "{base}", rank: 8}}
+"""
 NAMES = ("east", "north", "south")
 TEXTS = 200  # documents of an institution, one in ten held out
 PLAIN: Mapping[str, Any] = {
@@ -49,24 +57,20 @@ def prepare(folder: Path, base: Path) -> Path:
     return folder
 
 
+def task_of(base: Path, folder: Path) -> Path:
+    """The task.yaml of the base in `base`, as `sovfed task language --base` writes it, in `folder`."""
+    tokenizer = read_tokenizer(base / "tokenizer.json")
+    told = {"width": CONTEXT + 1, "last": tokenizer.symbols - 1, "tokenizer": tokenizer.sha256}
+    path = folder / "law_text.yaml"
+    path.write_text(TASK.format(**told, base=digest_of(base)))
+    return path
+
+
 def trained(base: Path, stores: Path, rounds: int, **settings: Any) -> sovfed.Result:
     """The federation of the stores in `stores`, in this process; its first round tells the base's own bits per byte."""
-    told = {"data": "tokens", "data.path": stores, "evaluate_every": max(1, rounds), **PLAIN, **settings}
-    return sovfed.simulate(task_of(base), settings=told, rounds=rounds, institutions=len(NAMES))
-
-
-def export(result: sovfed.Result, base: Path, folder: Path) -> Path:
-    """What was learnt, merged into the base: `folder` as `from_pretrained` reads it, with no path of this machine."""
-    model: NextToken = adapted(base)
-    vector_to_parameters(torch.from_numpy(result.vector.copy()), [p for p in model.parameters() if p.requires_grad])
-    for name, layer in list(model.model.named_modules()):
-        if isinstance(layer, LoRA):
-            model.model.set_submodule(name, layer.merged())
-    model.model.config._name_or_path = ""
-    model.model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(base / name, folder / name)
-    return folder
+    where = {"task.base": base, "data": "tokens", "data.path": stores}
+    told = {**where, "evaluate_every": max(1, rounds), **PLAIN, **settings}
+    return sovfed.simulate(task_of(base, stores.parent), settings=told, rounds=rounds)
 
 
 def main() -> None:
@@ -84,7 +88,8 @@ def main() -> None:
         print(f"bits per byte: {before:.3f} of the base, {result.metrics['bits_per_byte']:.3f} after {rounds} rounds; "
               f"{result.task.parameters:,} values travel")  # fmt: skip
         if chosen.out:
-            print(export(result, base, chosen.out))
+            to_hugging_face(load_model(result.folder), chosen.out)
+            print(chosen.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ class TaskConfig:
 
     name: str = named("breast_cancer", doc="the task; `sovfed task list` names those that are installed")
     file: str | None = bounded(None, 1, 4096, doc="a task.yaml, or an archive; null: `name` is an installed one")
+    base: str | None = bounded(
+        None, 1, 4096, doc="the folder of the Hugging Face model that the task builds on, if it does; as it lies here"
+    )
     local_epochs: int = bounded(1, 1, 10_000, doc="passes over the local training records in a round")
     batch_size: int = bounded(32, 1, 1_000_000, unit="records", doc="records in one local gradient step")
     local_steps: int = bounded(

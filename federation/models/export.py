@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import re
+import shutil
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,16 +25,26 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
 from sovfed.federation.models.facts import to_json
 from sovfed.federation.models.stored import FACTS
+from sovfed.federation.tasks import bases
+from sovfed.federation.tasks.causal_lm import CausalLM
 from sovfed.federation.tasks.columns import CODES, NUMBERS
+from sovfed.federation.tasks.declared import DeclaredTask
 from sovfed.federation.tasks.layout import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sovfed.federation.models.saved import LoadedModel
+    from sovfed.federation.tasks import Task
 
 EXAMPLES: Final = 3  # made-up records that the graph is traced on
 OPSET: Final = 20
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
 PLACES: Final = ("_name_or_path", "base_model_name_or_path")  # in a folder of Hugging Face: where its base lay
 
 
@@ -102,6 +113,9 @@ def to_hugging_face(model: LoadedModel, folder: Path) -> None:
     Where its base lay on this machine is not in it.
     """
     inner: Any = model.module.inner if isinstance(model.module, Applied) else model.module
+    beside: list[Path] = []
+    if isinstance(inner, CausalLM):
+        inner, beside = copy.deepcopy(inner).merged(), _tokenizer_files(model.task)
     if not (callable(getattr(inner, "save_pretrained", None)) and hasattr(inner, "config")):
         raise ConfigError(
             f"the model of task '{model.task.name}' is a {type(inner).__name__}, which is none of Hugging Face's: it "
@@ -111,8 +125,17 @@ def to_hugging_face(model: LoadedModel, folder: Path) -> None:
     before = set(folder.iterdir())
     safe = {"safe_serialization": True} if _takes(inner.save_pretrained, "safe_serialization") else {}
     inner.save_pretrained(folder, **safe)  # since transformers 5 there is no other form
+    for file in beside:
+        shutil.copyfile(file, folder / file.name)
     _forget_places(folder, before)
     write_private(folder / FACTS, to_json(model.facts, model_sha256=model.sha256).encode())
+
+
+def _tokenizer_files(task: Task) -> list[Path]:
+    """What a model that builds on another one leaves as it is."""
+    base = task.base if isinstance(task, DeclaredTask) else ""
+    files = (bases.find(base) / name for name in TOKENIZER_FILES) if base else ()
+    return [file for file in files if file.exists()]
 
 
 def _forget_places(folder: Path, before: set[Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN
 
 if TYPE_CHECKING:
     from sovfed.federation.models.saved import LoadedModel
@@ -34,34 +32,49 @@ class Drawing:
     seed: int = 0
 
 
+@runtime_checkable
+class Writer(Protocol):
+    """A model of the next token, given the last `context` ones."""
+
+    context: int
+
+    def __call__(self, windows: Tensor) -> Tensor: ...
+
+    def eval(self) -> Self: ...
+
+    def scores(self, codes: Tensor) -> Tensor:
+        """Of each token that may follow `codes` [n, t]: shape [n, symbols]."""
+        ...
+
+
 def continued(model: LoadedModel, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
     """What follows `prompt`, in pieces of whole characters, until a document ends. Raises ConfigError."""
-    if not isinstance(model.module, Decoder):
+    if not isinstance(model.module, Writer):
         raise ConfigError(
-            f"the model of task '{model.task.name}' is no decoder of a task.yaml, which alone write here; its "
-            "package's own code knows how it writes (one of Hugging Face: examples/causal_lora)"
+            f"the model of task '{model.task.name}' is no language model of a task.yaml, which alone write here; its "
+            "package's own code knows how it writes"
         )
     if model.task.tokenizer != tokenizer.sha256:
         raise ConfigError(f"task '{model.task.name}' is no language model of the tokenizer {tokenizer.sha256[:16]}…")
     return written(model.module, tokenizer, prompt, drawing)
 
 
-def written(module: Decoder, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
+def written(module: Writer, tokenizer: Tokenizer, prompt: str, drawing: Drawing) -> Iterator[str]:
     """As `continued`, by a module alone."""
     text = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in _tokens(module.eval(), [DOCUMENT_TOKEN, *tokenizer.encode([prompt])[0]], drawing):
+    for token in _tokens(module.eval(), [tokenizer.document, *tokenizer.encode([prompt])[0]], drawing):
         if piece := text.decode(tokenizer.pieces[token]):
             yield piece
 
 
 @torch.no_grad()
-def log_p(module: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+def log_p(module: Writer, tokenizer: Tokenizer, texts: Sequence[str]) -> npt.NDArray[np.float64]:
     """log p in nats of each text as the beginning of a document [n]. Raises ConfigError if one is too long to see."""
     codes = tokenizer.encode(texts)
     longest = max(map(len, codes), default=0)
     if longest > module.context:
         raise ConfigError(f"a text of {longest} tokens, the model sees {module.context}")
-    windows = torch.full((len(codes), 1 + longest), DOCUMENT_TOKEN)
+    windows = torch.full((len(codes), 1 + longest), tokenizer.document)
     for row, own in enumerate(codes):
         windows[row, 1 : 1 + len(own)] = torch.tensor(own)
     counted = torch.arange(longest) < torch.tensor([len(own) for own in codes])[:, None]
@@ -71,12 +84,12 @@ def log_p(module: Decoder, tokenizer: Tokenizer, texts: Sequence[str]) -> npt.ND
 
 
 @torch.no_grad()
-def _tokens(module: Decoder, codes: list[int], drawing: Drawing) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(drawing.seed)
+def _tokens(module: Writer, codes: list[int], drawing: Drawing) -> Iterator[int]:
+    document, generator = codes[0], torch.Generator().manual_seed(drawing.seed)
     for _ in range(drawing.tokens):
         scores = module.scores(torch.tensor([codes[-module.context :]]))[0].float()
         token = _drawn(scores, drawing, generator)
-        if token == DOCUMENT_TOKEN:
+        if token == document:
             return
         codes = [*codes[-module.context :], token]
         yield token

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 SUFFIXES: Final = (".yaml", ".yml")
+
+
+def _offer(_ctx: click.Context, _option: click.Parameter, folder: Path | None) -> None:
+    from sovfed.federation.tasks import bases
+
+    bases.offer(folder)
+
+
+BASE: Final = click.option(
+    "--base", type=click.Path(exists=True, file_okay=False, path_type=Path), callback=_offer, expose_value=False,
+    help="The folder of the Hugging Face model that the task builds on, if it does.",
+)  # fmt: skip
 WORDS_SHOWN: Final = 6
 
 
@@ -76,6 +88,7 @@ def list_(as_json: bool) -> None:
 @task.command()
 @click.argument("name", metavar="TASK")
 @JSON
+@BASE
 def show(name: str, as_json: bool) -> None:
     """Show the columns, model, metrics and digest of TASK, an installed one, a task.yaml or an archive.
 

@@ -22,7 +22,7 @@ from sovfed.federation.metrics import (
 from sovfed.federation.schema import nearest
 from sovfed.federation.tasks import Task, losses
 from sovfed.federation.tasks.document import MAX_BYTES
-from sovfed.federation.tasks.families import require_size
+from sovfed.federation.tasks.families import CausalLM, require_size
 from sovfed.federation.tasks.taskfile import TaskFile, read_text, to_text
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class DeclaredTask(Task):
         """The recommended settings of a run, by name; those that the file leaves open are not there."""
         values = {} if self.file is None else dataclasses.asdict(self.file.training)
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def base(self) -> str:
+        """The digest of the model of Hugging Face that it builds on; "" if on none."""
+        return self.file.model.base if self.file is not None and isinstance(self.file.model, CausalLM) else ""
 
     @property
     def card(self) -> Mapping[str, str]:

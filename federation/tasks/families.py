@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,6 +66,8 @@ class Family(ABC):
         if kinds != ([self.takes] if self.takes else []):
             expected = f"exactly one {self.takes} column" if self.takes else "numbers, booleans, dates and categories"
             return f"family '{self.family}' takes {expected}, the columns have {', '.join(kinds) or f'no {self.takes}'}"
+        if self.takes == "tokens" and Transform(schema).width:
+            return f"family '{self.family}' takes the tokens and no other column"
         return "" if kinds or Transform(schema).width else "no column is an input"
 
     @abstractmethod
@@ -222,11 +225,6 @@ class Decoder(Family):
         if self.goldfish == 1:
             raise ValueError("goldfish 1 leaves every token out; expected 0 (none), or 2 and more")
 
-    def obstacle(self, schema: Schema) -> str:
-        if not (reason := super().obstacle(schema)) and Transform(schema).width:
-            return "family 'decoder' takes the tokens and no other column"
-        return reason
-
     def make(self, schema: Schema, outputs: int) -> Module:
         from sovfed.federation.tasks import decoder
 
@@ -240,8 +238,36 @@ class Decoder(Family):
         return _shaped(schema).size * max(self.hidden, int(_shaped(schema).high) + 1)
 
 
+@dataclass(frozen=True)
+class CausalLM(Family):
+    """A causal language model of Hugging Face that every place has in a folder, with low-rank adapters or whole."""
+
+    family: ClassVar[str] = "causal_lm"
+    takes: ClassVar[str] = "tokens"
+    learns: ClassVar[str] = "next_token"
+    base: str = bounded("", 0, 64, doc="the digest of its configuration and weights; `sovfed task language --base`")
+    rank: int = bounded(8, 0, 1_024, doc="of the adapters, which alone are trained and travel; 0: all of it is trained")
+    scale: float = bounded(2.0, 0.0, 1e3, doc="of what the adapters add")
+    layers: tuple[str, ...] = bounded((), 1, 64, doc="with adapters, as in [q_proj, v_proj]; none: all linear ones")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.base):
+            raise ValueError(f"base is {self.base[:70]!a}, expected the 64 digits of `sovfed task language --base`")
+        if self.personal != "none":
+            raise ValueError("personal: of a model of Hugging Face nothing stays at one institution; expected none")
+
+    def make(self, schema: Schema, outputs: int) -> Module:
+        from sovfed.federation.tasks import bases, causal_lm
+
+        context = _shaped(schema).size - 1
+        return causal_lm.load(bases.find(self.base), context, outputs, self.rank, self.scale, self.layers)
+
+    def values(self, schema: Schema) -> int:
+        return _shaped(schema).size * (int(_shaped(schema).high) + 1)
+
+
 FAMILIES: Final[dict[str, type[Family]]] = {
-    family.family: family for family in (Linear, MLP, TabularResNet, CNN, ResNet, Transformer, Decoder)
+    family.family: family for family in (Linear, MLP, TabularResNet, CNN, ResNet, Transformer, Decoder, CausalLM)
 }
 
 
@@ -259,15 +285,14 @@ def require_size(family: Family, schema: Schema, outputs: int) -> None:
 
     No memory is taken to find out: a file that is only looked at must not take all of the reader's.
     """
-    import torch
+    from sovfed.federation.tasks.sizes import parameters_of
 
     if (values := family.values(schema)) > MOST_VALUES:
         raise ConfigError(
             f"the model computes about {values} values at once for a single record, at most {MOST_VALUES}; make the "
             "model or its input smaller"
         )
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in family.make(schema, outputs).parameters())
+    size = parameters_of(lambda: family.make(schema, outputs))
     if size > MAX_PARAMETERS:
         raise ConfigError(f"the model has {size} parameters, at most {MAX_PARAMETERS} travel; make it smaller")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation import plugins
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.messages import OWN
-from sovfed.federation.tasks import Task, sized
+from sovfed.federation.tasks import Task, bases, sized
 from sovfed.federation.text import ARCHIVE
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def get_task(name: str, parameters: int | None = None, normalisation: str = OWN)
 
 def configured_task(config: TaskConfig) -> Task:
     """The task that `config` names, with the model that it asks for; the code of an archive is imported."""
+    bases.offer(config.base)
     if config.file is not None and config.file.endswith(ARCHIVE):
         add_archive(config.file)
     elif config.file is not None:

@@ -1,6 +1,7 @@
 """The tasks that a home has of its own: files that its operator put there, by digest, and nobody else can.
 
 tasks/NAME-DIGEST/task.yaml     DIGEST: the first 32 digits of `Task.digest`
+tasks/NAME-DIGEST/base          of a task that builds on a model of Hugging Face: the folder where it lies here
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import private_directory, write_private
-from sovfed.federation.tasks import registry
+from sovfed.federation.tasks import bases, registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FOLDER: Final = "tasks"
 FILE: Final = "task.yaml"
+BASE: Final = "base"
 DIGITS: Final = 32  # of a digest in names: of fewer an author can make two tasks that share them (16: 2^32 tries)
 
 
@@ -38,6 +40,11 @@ def read_bounded(file: Path) -> bytes:
     return content
 
 
+def folders_of_bases(home: Path) -> list[Path]:
+    """Where the models lie that tasks in `home` build on."""
+    return [Path(kept.read_text(encoding="utf-8")) for kept in sorted((home / FOLDER).glob(f"*/{BASE}"))]
+
+
 class Shelf:
     """The tasks in `home`."""
 
@@ -53,6 +60,8 @@ class Shelf:
         folder = self._home / FOLDER / f"{task.name}-{task.digest[:DIGITS]}"
         private_directory(self._home / FOLDER)
         private_directory(folder)
+        if base := task.base:
+            write_private(folder / BASE, str(bases.find(base).resolve()).encode())
         write_private(folder / FILE, content)
         return registry.add(task), folder / FILE
 
@@ -85,6 +94,8 @@ class Shelf:
     def _read(self, path: Path) -> Task:
         from sovfed.federation.tasks.declared import read_task
 
+        if (path.parent / BASE).exists():
+            bases.offer((path.parent / BASE).read_text(encoding="utf-8"))
         task = read_task(path)
         name, _, digest = path.parent.name.rpartition("-")
         if task.name != name or not task.digest.startswith(digest) or len(digest) != DIGITS:

@@ -25,9 +25,9 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def parameters_of(build: Callable[[], nn.Module]) -> int:
-    """Values of all parameters of the model that `build` makes."""
+    """Values of all trained parameters of the model that `build` makes."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build().parameters())
+        return sum(parameter.numel() for parameter in build().parameters() if parameter.requires_grad)
 
 
 def demands(parameters: int) -> str:

@@ -18,21 +18,26 @@ import numpy.typing as npt
 from sovfed.federation.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 MAX_BYTES: Final = 1 << 26  # of a file
 LEAST, MOST = 256 + 1, 1 << 20  # tokens: every byte, and the one that begins a document
 DOCUMENT: Final = "<|document|>"  # stands before a document's first byte
-DOCUMENT_TOKEN: Final = 0
+BEGINNINGS: Final = (DOCUMENT, "<|begin_of_text|>", "<|endoftext|>", "<s>", "<bos>")  # what does in others' files
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer with the SHA-256 of its file."""
+    """A tokenizer with the SHA-256 of its file. `document` is the token that stands before a document's first byte.
+
+    `added` are the tokens beside the vocabulary by number: the bytes of each, none of one that stands for no text.
+    """
 
     model: Any
     sha256: str
+    document: int
+    added: Mapping[int, bytes]
 
     @cached_property
     def symbols(self) -> int:
@@ -41,10 +46,12 @@ class Tokenizer:
 
     @cached_property
     def pieces(self) -> tuple[bytes, ...]:
-        """The bytes that each token stands for; none for what begins a document."""
+        """The bytes that each token stands for; none for what begins a document, as for a number that is no token."""
         by_character = _bytes_by_character()
-        texts = (self.model.id_to_token(token) for token in range(self.symbols))
-        return tuple(b"" if text == DOCUMENT else bytes(by_character[each] for each in text) for text in texts)
+        texts = ("" if token in self.added else self.model.id_to_token(token) or "" for token in range(self.symbols))
+        return tuple(
+            self.added.get(token, bytes(by_character[each] for each in text)) for token, text in enumerate(texts)
+        )
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
@@ -104,21 +111,45 @@ def _read(content: bytes, digest: str) -> Tokenizer:
 
     try:
         parts = json.loads(content)
-        plain = (
-            parts["model"]["type"] == "BPE" and parts["normalizer"] is None and parts["truncation"] is None
-            and parts["pre_tokenizer"]["type"] == "ByteLevel" and not parts["pre_tokenizer"]["add_prefix_space"]
-        )  # fmt: skip
-        library = Library.from_str(content.decode()) if plain else None
+        library = Library.from_str(content.decode()) if _keeps_bytes(parts) else None
+        added = {int(each["id"]): each for each in parts["added_tokens"]}
+        special = {each["content"]: token for token, each in added.items() if each["special"]}
+        begin = [special[text] for text in BEGINNINGS if text in special]
+        pieces = {token: b"" if each["special"] else str(each["content"]).encode() for token, each in added.items()}
     except Exception as error:  # what the library raises is a bare Exception
         raise ConfigError("no tokenizer's file") from error
-    if library is not None:
-        library.encode_special_tokens = True  # as any other text: a document may hold the letters of what begins one
-    tokenizer = Tokenizer(library, digest)
-    if library is None or library.id_to_token(DOCUMENT_TOKEN) != DOCUMENT or tokenizer.symbols > MOST:
-        raise ConfigError("a tokenizer of another kind; `sovfed task tokenizer` makes one that keeps every byte")
+    if library is None:
+        raise ConfigError(
+            "a tokenizer of another kind; byte-level BPE, as of GPT-2, Llama 3 or Qwen, keeps every byte, and `sovfed "
+            "task tokenizer` makes one"
+        )
+    if not begin:
+        raise ConfigError(
+            f"a tokenizer without a token that begins a document, which is one of {', '.join(BEGINNINGS)}"
+        )
+    library.encode_special_tokens = True  # as any other text: a document may hold the letters of what begins one
+    tokenizer = Tokenizer(library, digest, begin[0], pieces)
+    if tokenizer.symbols > MOST:
+        raise ConfigError(f"a tokenizer of {tokenizer.symbols} tokens, at most {MOST}")
     if {piece for piece in tokenizer.pieces if len(piece) == 1} != {bytes([value]) for value in range(256)}:
         raise ConfigError("a tokenizer that has not a token for every byte")
     return tokenizer
+
+
+def _keeps_bytes(parts: Any) -> bool:
+    """Whether what it says of itself is byte-level BPE that leaves nothing of a text out.
+
+    Text is cut by patterns or not, each part kept, and then taken by its bytes. Characters may be composed (NFC), which
+    is as another, equal text.
+    """
+    model, before, composed = parts["model"], parts["pre_tokenizer"], {"type": "NFC"}
+    *cuts, last = before["pretokenizers"] if before["type"] == "Sequence" else [before]
+    kept = (each["type"] == "Digits" or (each["type"] == "Split" and each["behavior"] == "Isolated") for each in cuts)
+    return (
+        model["type"] == "BPE" and not model.get("dropout") and (parts["normalizer"] or composed) == composed
+        and parts["truncation"] is None and parts["padding"] is None
+        and last["type"] == "ByteLevel" and not last["add_prefix_space"] and all(kept)
+    )  # fmt: skip
 
 
 def _bytes_by_character() -> dict[str, int]:

@@ -12,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 from tests.deploy.conftest import finished, make_config, make_federation, summary, wait_for_run
@@ -31,6 +33,7 @@ from sovfed.server.runs import folders
 from sovfed.simulations.deployment import LocalFederation
 
 pytestmark = pytest.mark.deploy
+hugging_face: Any = transformers
 TASK = """\
 name: birth
 title: Preterm birth
@@ -105,10 +108,23 @@ def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "heads.yaml").write_text(HEADS)
     (folder / "tokenizer.json").write_bytes(train_tokenizer(documents("public", 40), 300))
     (folder / "notes.yaml").write_text(NOTES.format(read_tokenizer(folder / "tokenizer.json").sha256))
+    make_base(folder / "base")
+    sovfed(
+        "task", "language", "adapted", "--base", folder / "base", "--tokenizer", folder / "tokenizer.json", "--context",
+        "16", "--output", folder / "adapted.yaml",
+    )  # fmt: skip
     (folder / "clinics").mkdir()
     for site, count in (("north", 200), ("south", 160), ("east", 120), ("west", 120)):
         (folder / "clinics" / f"{site}.csv").write_text(table(site, count))
     return folder
+
+
+def make_base(folder: Path) -> None:
+    """A model of Hugging Face, which has learnt nothing."""
+    config = hugging_face.LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    hugging_face.LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def sovfed(*arguments: str | Path) -> str:
@@ -154,11 +170,13 @@ def prepare_notes(home: Path, folder: Path, site: str) -> None:
     """What an institution does before it takes part in a language model, by its commands."""
     lines = [json.dumps({"id": str(row), "text": text}) for row, text in enumerate(documents(site, 60))]
     (folder / f"{site}.jsonl").write_text("\n".join(lines))
-    store, task = folder / f"{site}-tokens", str(folder / "notes.yaml")
+    store, task, adapted = folder / f"{site}-tokens", str(folder / "notes.yaml"), str(folder / "adapted.yaml")
     for command in (
         ["data", "prepare", task, str(folder / f"{site}.jsonl"), "--tokenizer", str(folder / "tokenizer.json"),
          "--out", str(store)],
         ["study", "add", "notes", "--task", task, "--allow", "data=tokens", f"data.path={store}", "--home", str(home)],
+        ["study", "add", "adapted", "--task", adapted, "--base", str(folder / "base"), "--allow", "data=tokens",
+         f"data.path={store}", "--home", str(home)],
     ):  # fmt: skip
         done = CliRunner().invoke(cli, ["client", *command], catch_exceptions=False)
         assert done.exit_code == 0, done.output
@@ -182,6 +200,30 @@ def test_a_language_model_learns_from_sums_of_sixteen_bits_and_writes_text(own: 
     arguments = ["generate", "notes", "--tokenizer", str(clinics / "tokenizer.json"), "--prompt", "第", "--tokens", "8"]
     written = CliRunner().invoke(cli, [*arguments, "--home", str(own.home)], catch_exceptions=False)
     assert written.exit_code == 0 and written.output.startswith("第"), written.output
+
+
+def test_a_model_of_hugging_face_goes_on_learning_and_transformers_loads_it(
+    own: LocalFederation, clinics: Path, tmp_path: Path
+) -> None:
+    """Each place has its own copy of the base, the sealed trainers too; adapters alone travel, masked."""
+    config = compose([
+        f"task={clinics / 'adapted.yaml'}", f"task.base={clinics / 'base'}", "strategy=fedsgd", "task.optimizer=adamw",
+        "task.learning_rate=0.02", "task.batch_size=64",
+    ]).config  # fmt: skip
+    own.start_run("adapted", dataclasses.replace(own.config, rounds=4, task=config.task, strategy=config.strategy))
+    lines = finished(own, "adapted")
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"] and len(lines[-1]["participants"]) == 4
+    assert summary(own, "adapted")["secure_aggregation"]
+    adapters = load_file(folders.run_folder(own.home, "adapted") / "model.safetensors")
+    assert {name.rpartition(".")[2] for name in adapters} == {"b"}
+    asked = ("--base", clinics / "base", "--home", own.home)
+    sovfed("generate", "adapted", "--tokenizer", clinics / "tokenizer.json", "--tokens", "4", *asked)
+    sovfed("model", "export", "adapted", "--hf", tmp_path / "merged", *asked)
+    before, merged = (
+        hugging_face.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).state_dict()
+        for folder in (clinics / "base", tmp_path / "merged")
+    )
+    assert sum(not merged[name].equal(tensor) for name, tensor in before.items()) == len(adapters) == 7
 
 
 def test_a_table_and_a_task_yaml_become_a_model_that_reads_new_tables(own: LocalFederation, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sovfed.federation.models.facts import RunFacts
 from sovfed.federation.models.saved import load_model, read_facts, save_model
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.decoder import Decoder
-from sovfed.federation.tasks.tokenizer import DOCUMENT_TOKEN, Tokenizer, read_tokenizer, train_tokenizer
+from sovfed.federation.tasks.tokenizer import Tokenizer, read_tokenizer, train_tokenizer
 from sovfed.server.runs.ending import ending
 
 pytest.importorskip("tokenizers")
@@ -107,7 +107,7 @@ def test_the_likelihood_of_a_text_is_the_models_own_whatever_stands_beside_it(
     assert isinstance(module, Decoder)
     texts = ["第", "法律", "", "第一条"]
     for text_, score in zip(texts, generation.log_p(module, tokenizer, texts), strict=True):
-        codes = [DOCUMENT_TOKEN, *tokenizer.encode([text_])[0]]
+        codes = [tokenizer.document, *tokenizer.encode([text_])[0]]
         told = [
             float(module.scores(torch.tensor([codes[:end]])).log_softmax(-1)[0, codes[end]].detach())
             for end in range(1, len(codes))
