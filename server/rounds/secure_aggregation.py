@@ -185,7 +185,7 @@ class SecureAggregation(Epochs):
         self._told[kind] += 1
         times = self._told[kind]
         if times.bit_count() == 1:
-            log.warning("round %d: %s%s", number, what, f" (for the {times}th time)" if times > 2 else "")
+            log.warning("round %d: %s%s", number, what, f" ({times} times so far)" if times > 2 else "")
 
     def _holders(self, summed: frozenset[int], nodes: Sequence[int]) -> frozenset[int]:
         """Whom a roster for sums over `summed` is of: of all that one takes, beside these."""

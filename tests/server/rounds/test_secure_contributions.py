@@ -156,7 +156,7 @@ def test_what_goes_for_every_round_is_told_ever_more_seldom(caplog: pytest.LogCa
         world.rounds.train(number)
     told = [record.getMessage() for record in caplog.records if "beyond secagg.clip" in record.getMessage()]
     assert [line.split(":")[0] for line in told] == ["round 1", "round 2", "round 4"]
-    assert "strategy.gradient_scale" in told[0] and told[2].endswith("(for the 4th time)")
+    assert "strategy.gradient_scale" in told[0] and told[2].endswith("(4 times so far)")
 
 
 def test_in_a_coarse_ring_what_rounding_takes_goes_with_the_next_update() -> None:
