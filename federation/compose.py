@@ -28,6 +28,7 @@ STRATEGIES: Final = "sovfed.strategies"  # entry points of packages that bring s
 PARTITIONS: Final = "sovfed.partitions"  # and of packages that bring partitions
 GROUP: Final = "sovfed.conf"  # entry points of packages that bring settings of their own: a module beside them
 OWN: Final = "own"  # the option of `task` and `data` for a task that brings no settings
+BASE: Final = "task.base"
 START: Final = "start"  # a key that stands for the model that a run begins with
 STATISTICS: Final = "statistics"  # a key that stands for a run which counts
 ONCE: Final = (
@@ -107,6 +108,8 @@ def _expanded(text: str, folders: Sequence[Path]) -> list[tuple[str, str]]:
         path = Path(raw).expanduser().absolute()
         path = path / "model.safetensors" if path.is_dir() else path
         return [(f"task.start={_quote(str(path) if path.exists() else raw)}", OVERRIDE)]
+    if key == BASE and raw:
+        return [(f"{BASE}={_quote(str(Path(raw).expanduser().absolute()))}", OVERRIDE)]
     if key == STATISTICS and raw:
         purpose = f"order.purpose={STATISTICS}: {raw[:400]}"
         return [(f"task.statistics={raw}", OVERRIDE), *((setting, text) for setting in (*COUNTING, purpose))]

@@ -50,7 +50,7 @@ def config_digest(config: Config) -> str:
     """
     parts = {name: _chosen(getattr(config, name)) for name in ("task", "strategy", "privacy", "secagg")}
     parts["secagg"].pop("max_error", None)  # which only says when a run is refused
-    for place in ("file", "start"):  # where they lie, which is another folder when the run is made anew
+    for place in ("file", "start", "base"):  # where they lie, which is another folder when the run is made anew
         parts["task"].pop(place, None)
     task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sovfed.clients.node.sandbox import _rules
+from sovfed.federation.compose import compose
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.host.landlock import READ
 from sovfed.federation.models.generation import Writer
@@ -22,6 +23,7 @@ from sovfed.federation.tasks.conformance import conform
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.shelf import Shelf
 from sovfed.federation.tasks.sizes import parameters_of
+from sovfed.server.rounds.checkpoint import config_digest
 
 pytest.importorskip("transformers")
 SYMBOLS, CONTEXT = 60, 12
@@ -232,3 +234,16 @@ def test_a_file_says_what_is_wrong_with_it(model: str, told: str) -> None:
     text = TEXT.format(tokenizer="5e" * 32, base="{}", more="").partition("model: ")[0]
     with pytest.raises(ConfigError, match=told):
         task_from_text(f"{text}model: {model}\n")
+
+
+def test_where_a_base_lies_is_whole_and_no_part_of_what_a_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run goes on once its base was moved; the digest of the task holds what counts."""
+    made("llama", tmp_path / "base")
+    (tmp_path / "words.yaml").write_text(task(tmp_path / "base").text)
+    shutil.copytree(tmp_path / "base", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    here, there = (compose([f"task={tmp_path}/words.yaml", f"task.base={name}"]).config for name in ("base", "moved"))
+    assert here.task.base == str(tmp_path / "base")
+    assert config_digest(here) == config_digest(there)
