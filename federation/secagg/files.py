@@ -14,7 +14,8 @@ from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
 from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
 from sovfed.federation.secagg.compaction import essence
-from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
+from sovfed.federation.secagg.history import Entry, History
+from sovfed.federation.secagg.journal import Journal, read_history
 from sovfed.federation.secagg.keys import Identity, Named, Signer, signer
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ from sovfed.federation.secagg import client
 from sovfed.federation.secagg.client import Permit
 from sovfed.federation.secagg.coordinator import Aggregate, Round
 from sovfed.federation.secagg.files import MemoryStore
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.history import History
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tolerated, threshold
 from sovfed.federation.tasks import initial_vector
