@@ -34,7 +34,8 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import Trust, crl_of, install_crl, node_key_bytes, verify_peer, verify_server
+from sovfed.federation.identity import Trust, install_crl, node_key_bytes, verify_peer, verify_server
+from sovfed.federation.revocation import crl_of
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOSPITAL = InstitutionNames("hospital-1", "ab" * 32)
