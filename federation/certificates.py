@@ -115,6 +115,16 @@ def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     return digest.finalize().hex()
 
 
+def certificate_fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 (hex) of the DER certificate: what two people compare over the telephone."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def label_of(certificate: x509.Certificate) -> str:
+    """How an error calls a certificate."""
+    return f"certificate {certificate.serial_number:x}"
+
+
 def create_root(name: str, now: datetime) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     """A new root key and its self-signed certificate, which may sign leaves only (path length 0)."""
     key = create_key()

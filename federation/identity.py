@@ -5,7 +5,8 @@ is 0600 and never leaves). `Trust` is the one place that says yes or no to a pee
 one that the root did not sign, older than one already seen, or past its nextUpdate, and nobody is trusted.
 
 Chain, dates, key usage and path length are checked by cryptography's X.509 verifier (RFC 5280, CA/Browser profile);
-names, the exact purpose and the revocation list are checked here. `federation/certificates.py` makes certificates.
+names and the exact purpose are checked here, the revocation list in `federation/revocation.py`.
+`federation/certificates.py` makes certificates.
 """
 
 from __future__ import annotations
@@ -27,40 +28,23 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sovfed.federation.certificates import (
-    CLOCK_SKEW,
     InstitutionNames,
     Names,
     ServerNames,
     SignerNames,
-    check_csr,
-    create_csr,
-    create_key,
-    create_root,
+    certificate_fingerprint,
     key_fingerprint,
     key_from_pem,
-    key_to_pem,
-    make_crl,
+    label_of,
     read_names,
-    sign_csr,
     subject_of,
-    to_der,
-    to_pem,
 )
-from sovfed.federation.decoded import UNREADABLE, certificate_of, certificates_of, reading, revocations_of
+from sovfed.federation.decoded import UNREADABLE, certificate_of, certificates_of, reading
 from sovfed.federation.errors import IdentityError, NotValidNowError
-from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
-
-__all__ = [
-    "PeerIdentity", "ServerIdentity", "SignerIdentity", "Trust", "certificate_fingerprint", "check_crl", "check_csr",
-    "create_csr", "create_key", "create_root", "crl_number", "install_crl", "issuer_of", "key_fingerprint",
-    "key_from_pem", "key_to_pem", "lists_of", "load_certificate", "load_crl", "load_roots", "make_crl",
-    "node_key_bytes", "node_key_digest", "parse_certificate", "parse_crl", "private_directory", "read_pair",
-    "read_private", "sign_csr", "to_der", "to_pem", "verify_lapsed", "verify_peer", "verify_server", "verify_signer",
-    "write_atomic", "write_private",
-]  # fmt: skip
+from sovfed.federation.files import read_bounded, read_private, write_atomic
+from sovfed.federation.revocation import END, check_crl, check_revoked, crl_number, crl_of, lists_of, parse_crls
 
 MAX_ROOTS: Final = 2
-_CRL_END: Final = b"-----END X509 CRL-----\n"
 
 
 @dataclass(frozen=True)
@@ -101,10 +85,10 @@ def verify_peer(
     """The institution that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
     certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.CLIENT_AUTH)
     if not isinstance(names, InstitutionNames):
-        raise IdentityError(f"{_label(certificate)}: expected an institution's names")
+        raise IdentityError(f"{label_of(certificate)}: expected an institution's names")
     with _verifying(certificate, now):
         _policy(root, now).build_client_verifier().verify(certificate, [])
-    _check_revoked(certificate, crl, root, now)
+    check_revoked(certificate, crl, root, now)
     return PeerIdentity(names.institution, names.node_key_digest, certificate.serial_number, _sha256(cert_der))
 
 
@@ -114,10 +98,10 @@ def verify_server(
     """The server that `cert_der` certifies. Raises IdentityError on anything that does not hold."""
     certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.SERVER_AUTH)
     if not isinstance(names, ServerNames):
-        raise IdentityError(f"{_label(certificate)}: expected a server's names")
+        raise IdentityError(f"{label_of(certificate)}: expected a server's names")
     with _verifying(certificate, now):
         _policy(root, now).build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
-    _check_revoked(certificate, crl, root, now)
+    check_revoked(certificate, crl, root, now)
     return ServerIdentity(names.hosts, certificate.serial_number, _sha256(cert_der))
 
 
@@ -128,7 +112,7 @@ def verify_signer(cert_der: bytes, root: x509.Certificate, now: datetime) -> Sig
     """
     certificate, names = _read_leaf(cert_der, ExtendedKeyUsageOID.CODE_SIGNING)
     if not isinstance(names, SignerNames):
-        raise IdentityError(f"{_label(certificate)}: not a signer's names")
+        raise IdentityError(f"{label_of(certificate)}: not a signer's names")
     leaf = verification.ExtensionPolicy.webpki_defaults_ee().require_present(
         x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, None
     )
@@ -138,7 +122,7 @@ def verify_signer(cert_der: bytes, root: x509.Certificate, now: datetime) -> Sig
         policy.build_client_verifier().verify(certificate, [])
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):  # the chain is the authority's, which signs no other
-        raise IdentityError(f"{_label(certificate)}: not an elliptic-curve key")
+        raise IdentityError(f"{label_of(certificate)}: not an elliptic-curve key")
     return SignerIdentity(names.person, names.organisation, key_fingerprint(key), certificate.serial_number)
 
 
@@ -162,30 +146,6 @@ def verify_lapsed(cert_der: bytes, roots: Sequence[x509.Certificate]) -> Names:
         else:
             policy.build_client_verifier().verify(certificate, [])
     return names
-
-
-def check_crl(crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime) -> int:
-    """The number of `crl`. Raises IdentityError unless the root signed it and `now` is before its nextUpdate."""
-    key = root.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or crl.issuer != root.subject:
-        raise IdentityError("revocation list: issued by another authority")
-    known, number = {x509.CRLNumber.oid, x509.AuthorityKeyIdentifier.oid}, crl_number(crl)
-    if any(extension.oid not in known for extension in crl.extensions):
-        raise IdentityError(f"revocation list {number}: not complete by itself")
-    if not crl.is_signature_valid(key):
-        raise IdentityError(f"revocation list {number}: not signed by the authority's key")
-    expires = crl.next_update_utc
-    if expires is None or now >= expires:
-        raise NotValidNowError(
-            f"revocation list {number}: stale since {expires}, now {now:%F %T}; `authority crl` renews it, unless this "
-            f"machine's clock is wrong"
-        )
-    if now < crl.last_update_utc - CLOCK_SKEW:
-        raise NotValidNowError(
-            f"revocation list {number}: not valid before {crl.last_update_utc}, and this machine's clock says "
-            f"{now:%F %T} UTC: it is wrong, or was when the list was made"
-        )
-    return number
 
 
 class Trust:
@@ -225,7 +185,7 @@ class Trust:
         """The signer behind `cert_der` at this moment; raises IdentityError."""
         root, crl = self._judges(cert_der)
         signer = verify_signer(cert_der, root, self._clock())
-        _check_revoked(certificate_of(cert_der), crl, root, self._clock())
+        check_revoked(certificate_of(cert_der), crl, root, self._clock())
         return signer
 
     def check(self) -> None:
@@ -301,44 +261,6 @@ def issuer_of(cert_der: bytes, roots: Sequence[x509.Certificate]) -> x509.Certif
     return roots[0]
 
 
-def lists_of(pem: bytes, roots: Sequence[x509.Certificate], now: datetime) -> dict[str, x509.CertificateRevocationList]:
-    """The revocation lists in `pem` that hold, by the fingerprint of the root that signed each, in the roots' order.
-
-    One of a root that is not trusted here (any more, or yet) is left out. Raises IdentityError if one does not hold, or
-    none is left.
-    """
-    lists, held = parse_crls(pem, "revocation list"), {}
-    for root in roots:
-        if (crl := crl_of(root, lists)) is not None:
-            check_crl(crl, root, now)
-            held[certificate_fingerprint(root)] = crl
-    if not held:
-        check_crl(lists[0], roots[0], now)
-        raise IdentityError("revocation list: of no root that is trusted here")
-    return held
-
-
-def parse_crls(pem: bytes, where: str) -> list[x509.CertificateRevocationList]:
-    """The lists in `pem`, at least one: two while one root takes over from another. IdentityError names `where`."""
-    return [parse_crl(part + _CRL_END, where) for part in pem.split(_CRL_END)[:-1]] or [parse_crl(pem, where)]
-
-
-def crl_of(
-    root: x509.Certificate, lists: Sequence[x509.CertificateRevocationList]
-) -> x509.CertificateRevocationList | None:
-    """The newest of `lists` that `root` signed, stale or not; None if it signed none. Raises IdentityError."""
-    key = root.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        return None
-    signed = [crl for crl in lists if crl.issuer == root.subject and crl.is_signature_valid(key)]
-    return max(signed, key=crl_number, default=None)
-
-
-def certificate_fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 (hex) of the DER certificate: what two people compare over the telephone."""
-    return _sha256(to_der(certificate))
-
-
 def node_key_digest(public_key: ec.EllipticCurvePublicKey) -> str:
     """SHA-256 (hex) of a Flower node key as Flower itself serialises it (PEM SubjectPublicKeyInfo)."""
     return _sha256(node_key_bytes(public_key))
@@ -368,11 +290,6 @@ def read_pair(identity: Path) -> tuple[bytes, bytes]:
     raise IdentityError(f"{identity / 'cert.pem'}: made for another key than key.pem")
 
 
-def load_crl(path: Path) -> x509.CertificateRevocationList:
-    """The revocation list in the PEM file `path`; raises IdentityError."""
-    return parse_crl(read_bounded(path), str(path))
-
-
 def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
     """Put the revocation list `pem` in place once it holds, unless it is the one there; its number.
 
@@ -396,15 +313,9 @@ def install_crl(identity: Path, pem: bytes, now: datetime | None = None) -> int:
 def _numbers(path: Path, roots: Sequence[x509.Certificate]) -> dict[str, int]:
     """The numbers of the lists in `path`, stale or not, by the fingerprint of the root."""
     pem = read_bounded(path) if path.exists() else b""
-    lists = parse_crls(pem, str(path)) if _CRL_END in pem else []
+    lists = parse_crls(pem, str(path)) if END in pem else []
     newest = {certificate_fingerprint(root): crl_of(root, lists) for root in roots}
     return {print_: crl_number(crl) for print_, crl in newest.items() if crl is not None}
-
-
-def crl_number(crl: x509.CertificateRevocationList) -> int:
-    """The number of `crl`, which grows with every list; raises IdentityError if it has none."""
-    with reading("revocation list: without a number"):
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
@@ -413,11 +324,6 @@ def parse_certificate(pem: bytes, where: str) -> x509.Certificate:
     if others:
         raise IdentityError(f"{where}: {len(others) + 1} certificates, expected one")
     return first
-
-
-def parse_crl(pem: bytes, where: str) -> x509.CertificateRevocationList:
-    """The revocation list in `pem`; IdentityError names `where`."""
-    return revocations_of(pem, where)
 
 
 def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Certificate, Names]:
@@ -430,12 +336,12 @@ def _read_leaf(cert_der: bytes, purpose: x509.ObjectIdentifier) -> tuple[x509.Ce
         purposes = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
         alternatives = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     if constraints.ca or not usage.digital_signature or usage.key_cert_sign or usage.crl_sign:
-        raise IdentityError(f"{_label(certificate)}: basic constraints or key usage are not a leaf's")
+        raise IdentityError(f"{label_of(certificate)}: basic constraints or key usage are not a leaf's")
     if purposes != [purpose]:
-        raise IdentityError(f"{_label(certificate)}: extended key usage is not {purpose.dotted_string} alone")
+        raise IdentityError(f"{label_of(certificate)}: extended key usage is not {purpose.dotted_string} alone")
     names = read_names(alternatives)
     if certificate.subject != subject_of(names):
-        raise IdentityError(f"{_label(certificate)}: subject and alternative names differ")
+        raise IdentityError(f"{label_of(certificate)}: subject and alternative names differ")
     return certificate, names
 
 
@@ -452,23 +358,10 @@ def _verifying(certificate: x509.Certificate, now: datetime) -> Iterator[None]:
         dates = f"valid {starts:%F %T} to {ends:%F %T}"
         if not starts <= now <= ends:
             raise NotValidNowError(
-                f"{_label(certificate)}: {dates}, and this machine's clock says {now:%F %T} UTC: it wants renewing, or "
-                "the clock is wrong"
+                f"{label_of(certificate)}: {dates}, and this machine's clock says {now:%F %T} UTC: it wants renewing, "
+                "or the clock is wrong"
             ) from error
-        raise IdentityError(f"{_label(certificate)}: no chain to the root ({dates}, now {now:%F %T})") from error
-
-
-def _check_revoked(
-    certificate: x509.Certificate, crl: x509.CertificateRevocationList, root: x509.Certificate, now: datetime
-) -> None:
-    check_crl(crl, root, now)
-    entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
-    if entry is not None:
-        raise IdentityError(f"{_label(certificate)}: revoked on {entry.revocation_date_utc:%F}")
-
-
-def _label(certificate: x509.Certificate) -> str:
-    return f"certificate {certificate.serial_number:x}"
+        raise IdentityError(f"{label_of(certificate)}: no chain to the root ({dates}, now {now:%F %T})") from error
 
 
 def _host_name(host: str) -> x509.IPAddress | x509.DNSName:

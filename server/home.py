@@ -25,7 +25,8 @@ from sovfed.federation.config import Config, ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
 from sovfed.federation.evidence.store import record_change
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
-from sovfed.federation.identity import check_crl, install_crl, parse_certificate, parse_crl, verify_server
+from sovfed.federation.identity import install_crl, parse_certificate, verify_server
+from sovfed.federation.revocation import check_crl, parse_crl
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.loopback import ensure_secret
 

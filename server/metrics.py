@@ -18,7 +18,8 @@ from sovfed import __version__
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.processes import read_status
 from sovfed.federation.host.watch import process_metrics
-from sovfed.federation.identity import load_certificate, load_crl, parse_certificate
+from sovfed.federation.identity import load_certificate, parse_certificate
+from sovfed.federation.revocation import load_crl
 from sovfed.server.home import load_settings
 from sovfed.server.orders.purging import unpurged
 from sovfed.server.registry.enrolment import members, waiting_requests

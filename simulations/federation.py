@@ -18,7 +18,9 @@ from sovfed.clients import data as records_of
 from sovfed.clients.data import Dataset
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.held import HeldModels
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.device import choose_device, make_deterministic, one_thread
 from sovfed.clients.training.local import WARMING, LocalTraining
@@ -99,11 +101,11 @@ def simulate_population(
     def trainer(node: int) -> TrainerService:
         institution = population[node - 1]
         return TrainerService(
-            institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
+            RecordSource(institution.load, institution.site),
+            Runtime(config.client.device, config.client.precision, make_model=make_model), Rules(reproducible=True),
             masking=_masking(authority, institution.name, cohort, config.secagg.clip),
-            states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False), make_model=make_model,
-            repeats=authority is not None, reproducible=True, on_error=failures.note,
-            held=held,
+            states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False),
+            repeats=authority is not None, held=held, on_error=failures.note,
         )  # fmt: skip
 
     # An institution's identity, keys and journal must outlive the round; without them it is cheap to make again.

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sovfed.clients.data import natural_sites
+from sovfed.clients.data import connector, natural_sites
 from sovfed.clients.data.beside import ENDING, GROUP, is_settings, is_task, own_settings
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError
@@ -33,8 +33,9 @@ def natural_institutions(data: DataConfig) -> list[DataConfig]:
 
 
 def settings_file(data: DataConfig) -> str:
-    """Where an institution of a folder has its own settings, or could have them; "" of any other."""
-    folder = Path(data.path).expanduser() if data.path and not data.site_column else None
+    """Where the table of an institution in a folder has its own settings, or could have them; "" of any other."""
+    table = data.path and not data.site_column and connector(data.source).survey is not None
+    folder = Path(data.path).expanduser() if data.path and table else None
     return f"{folder / data.site}{ENDING}" if folder is not None and folder.is_dir() else ""
 
 

@@ -103,7 +103,8 @@ def wrong_data(population: Sequence[Institution], task: Task, first: DataError) 
         except DataError as error:
             told[institution.name] = str(error)
     files = [institution.settings for institution in population[:LOOKED_AT] if institution.name in told]
-    own = f"\nsettings for one institution alone: {files[0]}, as in 'data: {{encoding: cp1252}}'" if any(files) else ""
+    example = "data: {missing_words: [unknown]}"
+    own = f"\nsettings for one institution alone: {files[0]}, as in '{example}'" if any(files) else ""
     if len(told) < 2:
         return DataError(f"{first}{own}")
     lines = "\n".join(f"{name}: {text}" for name, text in told.items())

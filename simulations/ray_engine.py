@@ -25,6 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import telemetry
 
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.device import choose_device
 from sovfed.federation.config import Config
@@ -167,9 +168,10 @@ def _app(text: str, index: int) -> tuple[ClientApp, Failures]:
     config, population = _population(text)
     institution, failures = population[index], Failures()
     trainer = TrainerService(
-        institution.load, site=institution.site, device=config.client.device, precision=config.client.precision,
+        RecordSource(institution.load, institution.site),
+        Runtime(config.client.device, config.client.precision),
         on_error=failures.note,
-    )  # fmt: skip
+    )
     return make_client_app(trainer), failures
 
 

@@ -26,17 +26,19 @@ from flwr.supercore.run import Run
 
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.node.lane import LaneClient
-from sovfed.federation.certificates import InstitutionNames, ServerNames, key_to_pem, to_pem
-from sovfed.federation.identity import (
-    Trust,
+from sovfed.federation.certificates import (
+    InstitutionNames,
+    ServerNames,
     create_csr,
     create_key,
     create_root,
+    key_to_pem,
     make_crl,
-    node_key_bytes,
     sign_csr,
-    write_private,
+    to_pem,
 )
+from sovfed.federation.files import write_private
+from sovfed.federation.identity import Trust, node_key_bytes
 from sovfed.federation.messages import LaneOffer, ProfileReply, Reply, Request, TrainReply, TrainRequest
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.wire.flower import TTL_S

@@ -225,7 +225,8 @@ def _enrol(home: Path, invitation: Invitation | None, authority: str | None, yes
 def _compare(invitation: Invitation, authority: str | None, yes: bool) -> None:
     """Raises IdentityError unless the authority's root is the one that the operator was told of."""
     from sovfed.clients.node.enrol import plain_fingerprint
-    from sovfed.federation.identity import certificate_fingerprint, parse_certificate
+    from sovfed.federation.certificates import certificate_fingerprint
+    from sovfed.federation.identity import parse_certificate
 
     root = certificate_fingerprint(parse_certificate(invitation.root.encode(), "invitation's root"))
     if authority is not None:

@@ -1,7 +1,8 @@
 """An institution's texts as documents: lines of JSON (plain or packed by xz), plain text files, or folders of these.
 
 What is no document is never taken for one, nor passed over: another kind of file is refused where it is named, and
-counted where it lies in a folder; a line that is no object of JSON is an error that names it.
+counted where it lies in a folder; a line that is no object of JSON is an error that names it. A folder's documents lie
+in it: a symbolic link to another place is refused.
 """
 
 from __future__ import annotations
@@ -69,7 +70,11 @@ def _files(path: Path) -> list[Path]:
         if not _kind(path):
             raise DataError(f"{path}: no document; expected {kinds}, or a folder. Of a table make lines of JSON")
         return [path]
-    files = sorted(file for file in path.rglob("*") if _kind(file) and file.is_file())
+    entries = sorted(path.rglob("*"))
+    link = next((entry for entry in entries if entry.is_symlink() and (_kind(entry) or entry.is_dir())), None)
+    if link is not None:
+        raise DataError(f"{link}: a symbolic link, which may lead out of {path}: name what it leads to beside {path}")
+    files = [file for file in entries if _kind(file) and file.is_file()]
     if not files:
         raise DataError(f"{path}: no {kinds} file in it")
     return files

@@ -134,8 +134,8 @@ def check_enrolled(home: Path, now: datetime) -> None:
     private_directory(identity)
     from cryptography import x509
 
-    from sovfed.federation.certificates import InstitutionNames, read_names
-    from sovfed.federation.identity import key_from_pem, load_certificate, load_roots, node_key_digest
+    from sovfed.federation.certificates import InstitutionNames, key_from_pem, read_names
+    from sovfed.federation.identity import load_certificate, load_roots, node_key_digest
 
     certificate = load_certificate(identity / "cert.pem")
     load_roots(identity / "root.pem")

@@ -26,6 +26,7 @@ from sovfed.clients.home.folder import NODE_ID
 from sovfed.clients.node.agency import open_channel, poll, why_not
 from sovfed.federation.certificates import (
     InstitutionNames,
+    certificate_fingerprint,
     check_csr,
     check_institution_name,
     create_csr,
@@ -40,16 +41,15 @@ from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic, write_private
 from sovfed.federation.identity import (
     PeerIdentity,
-    certificate_fingerprint,
     install_crl,
     issuer_of,
-    lists_of,
     load_certificate,
     node_key_bytes,
     node_key_digest,
     parse_certificate,
     verify_peer,
 )
+from sovfed.federation.revocation import lists_of
 from sovfed.federation.roots import adopt, handed_over
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.secagg.files import create_journal

@@ -23,8 +23,9 @@ from sovfed.clients.trainer.allowance import read_state
 from sovfed.federation.errors import SovfedError
 from sovfed.federation.host.status import read_status
 from sovfed.federation.host.watch import process_metrics
-from sovfed.federation.identity import load_certificate, load_crl
+from sovfed.federation.identity import load_certificate
 from sovfed.federation.privacy.accounting import epsilon
+from sovfed.federation.revocation import load_crl
 from sovfed.federation.secagg.files import near_sums
 
 if TYPE_CHECKING:

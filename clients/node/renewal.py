@@ -25,17 +25,10 @@ from sovfed.clients.node.enrol import (
     own_node_key,
     signing_request,
 )
-from sovfed.federation.certificates import InstitutionNames, key_fingerprint, same_issuer
+from sovfed.federation.certificates import InstitutionNames, certificate_fingerprint, key_fingerprint, same_issuer
 from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.files import read_bounded, read_private, write_atomic, write_private
-from sovfed.federation.identity import (
-    Trust,
-    certificate_fingerprint,
-    install_crl,
-    load_certificate,
-    load_roots,
-    node_key_digest,
-)
+from sovfed.federation.identity import Trust, install_crl, load_certificate, load_roots, node_key_digest
 from sovfed.federation.renewal import due_at, endorse, is_due, is_old
 from sovfed.federation.roots import adopt, is_of_former_root, retire
 from sovfed.federation.secagg.files import FORMER

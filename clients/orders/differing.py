@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from sovfed.federation.errors import ServiceError, SovfedError
 from sovfed.federation.files import stamp
 from sovfed.federation.secagg.files import FOLDER, JOURNAL
-from sovfed.federation.secagg.journal import name_tag, read_history
+from sovfed.federation.secagg.history import name_tag
+from sovfed.federation.secagg.journal import read_history
 from sovfed.federation.secagg.opened import (
     check_apart,
     check_bounds,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sovfed.federation.orders.order import RunOrder
-    from sovfed.federation.secagg.journal import History
+    from sovfed.federation.secagg.history import History
 
 SUM: Final = "a sum over its cohort"
 

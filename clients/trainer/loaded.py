@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sovfed.clients.ledger.entries import Whose
 from sovfed.clients.trainer.workload import Echo, Workload
+from sovfed.federation.config import REST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
     from sovfed.clients.data import Dataset
     from sovfed.clients.ledger.book import PrivacyLedger
-    from sovfed.clients.ledger.entries import Whose
+    from sovfed.clients.trainer.rules import Rules
     from sovfed.clients.training.devices import Devices
     from sovfed.clients.training.halfway import Halfway
     from sovfed.clients.training.model import FlatModel
@@ -26,28 +29,43 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Loaded:
-    """Workloads by the task's digest; the arguments are as `TrainerService` has them."""
+@dataclass(frozen=True)
+class RecordSource:
+    """Where the records of each task come from; the defaults are a simulation's."""
 
-    def __init__(
-        self,
-        load: Callable[[Task], Dataset],
-        site: Callable[[Task], str],
-        stamp: Callable[[Task], object],
-        make_model: Callable[[Task, torch.device], FlatModel] | None,
-        *,
-        device: str,
-        precision: str,
-        reproducible: bool,
-        most_epochs: int | None,
-        halfway: Halfway | None,
-        devices: Devices | None,
-        moments: Moments | None,
-    ) -> None:
-        self._halfway, self._devices, self._moments = halfway, devices, moments
-        self.load, self.reproducible = load, reproducible
-        self._site, self._stamp, self._make_model = site, stamp, make_model
-        self._device, self._precision, self._most_epochs = device, precision, most_epochs
+    load: Callable[[Task], Dataset]
+    site: str | Callable[[Task], str]  # what the institution is called in the records, the same for all or by task
+    stamp: Callable[[Task], object] = lambda _task: None  # changes where they are to be read again before the next run
+    whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST)  # to which population in the ledger runs go
+    check_private: Callable[[Task], None] = lambda _task: None  # PrivacyError, before a record, where none may use them
+
+    def site_of(self, task: Task) -> str:
+        """Raises WrongTaskError where no study is of this version of the task."""
+        return self.site if isinstance(self.site, str) else self.site(task)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What training runs on: `devices` are those that `device` lists, where it lists several.
+
+    `halfway` keeps the state of a long round on disk; without it, one that is cut off begins anew. Only a simulation
+    shares models (`make_model`).
+    """
+
+    device: str = "auto"
+    precision: str = "float32"
+    devices: Devices | None = None
+    halfway: Halfway | None = None
+    make_model: Callable[[Task, torch.device], FlatModel] | None = None
+
+
+class Loaded:
+    """Workloads by the task's digest."""
+
+    def __init__(self, source: RecordSource, runtime: Runtime, rules: Rules, moments: Moments | None) -> None:
+        """`moments` keeps what an optimizer carries to the next round."""
+        self._source, self._runtime, self._moments = source, runtime, moments
+        self._most_epochs, self.reproducible = rules.most_epochs, rules.reproducible
         self.workloads: dict[str, Workload] = {}
         self.private: dict[str, PrivateTraining] = {}
         self._stamps: dict[str, object] = {}  # of the records in memory
@@ -56,7 +74,7 @@ class Loaded:
     @property
     def devices(self) -> str:
         """On which training runs, or will."""
-        return ",".join(sorted({workload.device_name for workload in self.workloads.values()})) or self._device
+        return ",".join(sorted({workload.device_name for workload in self.workloads.values()})) or self._runtime.device
 
     def workload(self, task: Task) -> Workload:
         """Raises SovfedError, or whatever a reader of records raises."""
@@ -70,7 +88,6 @@ class Loaded:
         self,
         task: Task,
         open_ledger: Callable[[], PrivacyLedger | None],
-        whose: Whose,
         keep_score: Callable[[PrivateRequest, Task, Sums], None],
         lacking: Callable[[PrivateRequest, str], None],
     ) -> PrivateTraining:
@@ -81,20 +98,20 @@ class Loaded:
 
             ledger = open_ledger()
             training = PrivateTraining(
-                task, self.read(task), site=self._site(task), device=self._device, ledger=ledger, whose=whose,
-                most_epochs=self._most_epochs, keep_score=keep_score, lacking=lacking,
+                task, self.read(task), site=self._source.site_of(task), device=self._runtime.device, ledger=ledger,
+                whose=self._source.whose(task), most_epochs=self._most_epochs, keep_score=keep_score, lacking=lacking,
             )  # fmt: skip
             self.private = {task.digest: training}  # one task at a time holds the ledger
         return training
 
     def read(self, task: Task) -> Dataset:
         """The records of `task`; it is noted of which moment they are."""
-        self._stamps.setdefault(task.digest, self._stamp(task))
-        return self.load(task)
+        self._stamps.setdefault(task.digest, self._source.stamp(task))
+        return self._source.load(task)
 
     def drop_if_changed(self, task: Task) -> None:
         """Drop the records of `task` from memory if they are to be others by now: the next request reads them."""
-        if task.digest in self._stamps and self._stamps[task.digest] != self._stamp(task):
+        if task.digest in self._stamps and self._stamps[task.digest] != self._source.stamp(task):
             del self._stamps[task.digest]
             self.workloads.pop(task.digest, None)
             self.private.pop(task.digest, None)
@@ -105,12 +122,13 @@ class Loaded:
         from sovfed.clients.training.algorithms import Learner
         from sovfed.clients.training.model import FlatModel
 
-        source = None if self._halfway is None else self._halfway.source(task)
+        runtime = self._runtime
+        source = None if runtime.halfway is None else runtime.halfway.source(task)
         records = self.read(task)
         learner = Learner(
-            task, records, site=self._site(task), device=self._device, precision=self._precision,
-            make_model=self._make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
-            halfway=self._halfway, source=source, devices=self._devices, moments=self._moments,
+            task, records, site=self._source.site_of(task), device=runtime.device, precision=runtime.precision,
+            make_model=runtime.make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
+            halfway=runtime.halfway, source=source, devices=runtime.devices, moments=self._moments,
         )  # fmt: skip
-        log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, self._precision)
+        log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, runtime.precision)
         return learner

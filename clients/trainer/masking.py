@@ -35,7 +35,7 @@ from sovfed.federation.messages import (
     Vector,
 )
 from sovfed.federation.secagg import client, setup, wire
-from sovfed.federation.secagg.journal import Pinned
+from sovfed.federation.secagg.history import Pinned
 from sovfed.federation.secagg.keys import check_signature, countersigned_head, public_key, told_head
 from sovfed.federation.secagg.opened import dated
 from sovfed.federation.secagg.purpose import Purpose
@@ -56,7 +56,7 @@ from sovfed.federation.stored import Draft
 
 if TYPE_CHECKING:
     from sovfed.federation.secagg.client import Masks, Permit
-    from sovfed.federation.secagg.journal import Entry, History
+    from sovfed.federation.secagg.history import Entry, History
     from sovfed.federation.secagg.keys import Identity
     from sovfed.federation.secagg.mask import MakeDraft
     from sovfed.federation.secagg.ring import Integers

@@ -12,7 +12,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.data import source_stamp
 from sovfed.clients.home.packages import make_packages_known
 from sovfed.clients.home.policy import Policy, load_policy
 from sovfed.clients.models.received import FOLDER as RECEIVED
@@ -23,15 +22,14 @@ from sovfed.clients.orders.gate import OrderGate
 from sovfed.clients.orders.retained import terms_of
 from sovfed.clients.statistics.sheets import KeptSheets
 from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.evidence import Evidence
 from sovfed.clients.trainer.frames import put_aside
 from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.socket import NAME, serve
 from sovfed.clients.trainer.spool import SPOOL, SpoolServer
-from sovfed.clients.trainer.whole_runs import and_room
-from sovfed.clients.training.halfway import FILE as HALFWAY
-from sovfed.clients.training.halfway import Halfway
 from sovfed.clients.training.personal import FOLDER, PersonalStates
 from sovfed.federation.config import BAD_ROWS, ClientConfig
 from sovfed.federation.errors import PolicyError, ServiceError, SovfedError
@@ -96,16 +94,12 @@ def main(arguments: list[str] | None = None, isolation: Isolation | None = None)
         retention = Retention(home, terms_of(home, policy.log_retention_days))
         states = PersonalStates(home / FOLDER)
         states.forget_drafts()
-        trainer = make_trainer(
-            config, policy.check, masking, open_ledger, states, Allowance(home, policy),
-            reproducible=policy.reproducible, least_spread=policy.least_spread,
-            received=ReceivedModels(home / RECEIVED),
-            sheets=KeptSheets(home / RECEIVED, home / "identity" / "root.pem"), most_epochs=policy.max_local_epochs,
-            check_values=policy.check_values, check_run=and_room(policy.check_run, config.max_message_bytes),
-            put_aside=put_aside, orders=orders, evidence=evidence,
-            halfway=Halfway(home / HALFWAY, config.halfway_s, lambda task: source_stamp(config.data_of(task))),
-            home=home,
+        books = Books(
+            open_ledger, Allowance(home, policy), evidence, orders, ReceivedModels(home / RECEIVED),
+            KeptSheets(home / RECEIVED, home / "identity" / "root.pem"),
         )  # fmt: skip
+        rules = Rules.of(policy, config.max_message_bytes)
+        trainer = make_trainer(config, rules, books, masking, states, home=home, put_aside=put_aside)
         Shelf(home).make_known(policy.allows_own)
         make_packages_known(home, policy)
         _prepare(trainer, policy.allowed_names)

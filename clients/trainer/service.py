@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from sovfed.clients.data import Dataset, check_private_data, load_records, opt_out_stamp
+from sovfed.clients.data import check_private_data, load_records, opt_out_stamp, source_stamp
 from sovfed.clients.home.whose import whose_of
-from sovfed.clients.ledger.entries import Whose
 from sovfed.clients.statistics.scores import keep_score
 from sovfed.clients.trainer.admission import (
     check_release,
@@ -28,18 +27,21 @@ from sovfed.clients.trainer.admission import (
     sums_width,
     trained,
 )
-from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.books import NO_BOOKS, Books
 from sovfed.clients.trainer.computing import Computing
 from sovfed.clients.trainer.held import HeldModels
-from sovfed.clients.trainer.loaded import Loaded
+from sovfed.clients.trainer.loaded import Loaded, RecordSource, Runtime
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.replies import NOT_KEPT, Replies
+from sovfed.clients.trainer.rules import NO_RULES, Rules
 from sovfed.clients.trainer.telling import Telling
 from sovfed.clients.trainer.whole_runs import WholeRuns, countersign, keeping, keeping_table
+from sovfed.clients.training.halfway import FILE as HALFWAY
+from sovfed.clients.training.halfway import Halfway
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.codec import last_of
-from sovfed.federation.config import LEAST_SPREAD, REST, ClientConfig
-from sovfed.federation.errors import BoundError, PolicyError, SovfedError, WrongTaskError, wire_code
+from sovfed.federation.config import ClientConfig
+from sovfed.federation.errors import PolicyError, SovfedError, WrongTaskError, wire_code
 from sovfed.federation.host.sandbox import Isolation
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -61,19 +63,10 @@ from sovfed.federation.tasks.registry import versions
 from sovfed.federation.wire.trainer_pb2 import HealthReply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import torch
-
-    from sovfed.clients.ledger.book import PrivacyLedger
-    from sovfed.clients.models.received import ReceivedModels
-    from sovfed.clients.orders.gate import OrderGate
-    from sovfed.clients.statistics.sheets import KeptSheets
-    from sovfed.clients.trainer.evidence import Evidence
     from sovfed.clients.training.devices import Devices
-    from sovfed.clients.training.halfway import Halfway
-    from sovfed.clients.training.model import FlatModel
     from sovfed.federation.secagg.client import Permit
 
 TYPE_NAMES: Final = {ProfileRequest: "profile", TrainRequest: "train", EvaluateRequest: "evaluate"}
@@ -91,90 +84,34 @@ class TrainerService:
 
     def __init__(
         self,
-        load: Callable[[Task], Dataset],
-        *,
-        site: str | Callable[[Task], str],
-        device: str = "auto",
-        precision: str = "float32",
-        check: Callable[[Request], None] = lambda _request: None,
+        source: RecordSource,
+        runtime: Runtime,
+        rules: Rules = NO_RULES,
+        books: Books = NO_BOOKS,
         masking: Masking | None = None,
-        open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
         states: PersonalStates | None = None,
-        make_model: Callable[[Task, torch.device], FlatModel] | None = None,
+        *,
         repeats: bool = True,
-        reproducible: bool = False,
-        check_private_data: Callable[[Task], None] = lambda _task: None,
-        allowance: Allowance | None = None,
-        tasks: Callable[[str], Sequence[Task]] = versions,
-        least_spread: float = LEAST_SPREAD,
-        on_error: Callable[[Exception], None] = lambda _error: None,
-        received: ReceivedModels | None = None,
-        whose: Callable[[Task], Whose] = lambda _task: Whose(study=REST),
-        most_epochs: int | None = None,
-        check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
-        check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
-        put_aside: Callable[[Reply], Reply] = lambda reply: reply,
-        orders: OrderGate | None = None,
-        stamp: Callable[[Task], object] = lambda _task: None,
-        evidence: Evidence | None = None,
-        sheets: KeptSheets | None = None,
-        halfway: Halfway | None = None,
-        devices: Devices | None = None,
         held: HeldModels | None = None,
+        put_aside: Callable[[Reply], Reply] = lambda reply: reply,
+        on_error: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
-        """`load` reads the records of a task; `check` raises PolicyError if the institution forbids a request.
-
-        `site` is what the institution is called in the records, the same for all or by task.
-
-        `on_error` is told what went wrong: a simulation's researcher may see it, an agency never.
-        `tasks` are those of a name that this institution has, the newest last; `least_spread` as in the policy.
-
-        `check_values` is asked too, once it is known how many of the model's first values are parameters.
-
-        `check_run` says what of a whole run the institution would refuse; a simulation's refuses nothing.
-
-        `stamp` changes where a task's records are to be read again before the next run.
-
-        `orders` holds every message to an order that the institution has signed; a simulation has none.
-
-        `most_epochs` bounds the passes over the records in one round, as `LocalTraining` does.
-
-        `whose` says to which population in the ledger the runs of a task are charged.
-
-        `received` is where the models of ended runs are kept, `sheets` where their signed tables are; without them, as
-        in a simulation, they are not.
+        """Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that
+        keeps something.
 
         `put_aside` gives a reply whose vectors are not in this process, for it is kept until the next request.
 
-        `halfway` keeps the state of a long round on disk; a simulation begins one anew. `devices` are those that
-        `device` lists, where it lists several.
-
-        `held` holds models for their changes; only a simulation's trainers share one.
-
-        `allowance` counts what is answered and what fails, `evidence` logs it; a simulation has neither.
-
-        Without `masking`, every request of secure aggregation is refused; without `states`, every algorithm that keeps
-        something. `open_ledger` is called with the first private request; only a simulation has none. Only a simulation
-        shares models (`make_model`), or keeps no reply for a request that is repeated (`repeats`). `reproducible`
-        trains in the same order when the same is asked in another sum. `check_private_data` raises PrivacyError,
-        before a record is read, if the settings let no private run use them.
+        Only a simulation keeps no reply for a request that is repeated (`repeats`), or has trainers that share the
+        models that are `held` for their changes. `on_error` is told what went wrong: a simulation's researcher may see
+        it, an agency never.
         """
-        self._site: Callable[[Task], str] = site if callable(site) else lambda _task: site
-        self._check, self._check_values, self._check_private_data = check, check_values, check_private_data
-        self._masking, self._open_ledger, self._allowance = masking, open_ledger, allowance
-        self._orders, self._evidence, self._received, self._sheets = orders, evidence, received, sheets
-        self._whose, self._tasks, self._least_spread = whose, tasks, least_spread
-        self._precision, self._states, self._repeats, self._put_aside = precision, states, repeats, put_aside
-        self._telling = Telling(on_error, allowance, evidence)
-        self._loaded = Loaded(
-            load, self._site, stamp, make_model,
-            device=device, precision=precision, reproducible=reproducible, most_epochs=most_epochs, halfway=halfway,
-            devices=devices,
-            moments=None if states is None else states.moments,
-        )  # fmt: skip
-        self._keep_score = partial(keep_score, received)
+        self._source, self._rules, self._books, self._masking, self._states = source, rules, books, masking, states
+        self._repeats, self._put_aside, self._precision = repeats, put_aside, runtime.precision
+        self._telling = Telling(on_error, books)
+        self._loaded = Loaded(source, runtime, rules, None if states is None else states.moments)
+        self._keep_score = partial(keep_score, books.received)
         self._computing = Computing(self._loaded, states, self._telling, self._keep_score)
-        self._whole_runs = WholeRuns(check_run, orders, whose, self._telling)
+        self._whole_runs = WholeRuns(rules.check_run, books, source.whose, self._telling)
         self._replies, self._held = Replies(), held or HeldModels()
         self._lock = threading.Lock()
         self._answered = 0
@@ -213,10 +150,10 @@ class TrainerService:
             return
         try:
             self._held.let_go()
-            if self._allowance is not None:
-                self._allowance.settle()
-            if self._orders is not None:
-                self._orders.settle()
+            if self._books.allowance is not None:
+                self._books.allowance.settle()
+            if self._books.orders is not None:
+                self._books.orders.settle()
         finally:
             self._lock.release()
 
@@ -238,12 +175,12 @@ class TrainerService:
 
     def _newest(self, name: str) -> Task:
         """The newest version of the task that a study is of; the newest of all where none is."""
-        versions = self._tasks(name)
-        for task in reversed(versions):
+        of_name = versions(name)
+        for task in reversed(of_name):
             with suppress(WrongTaskError):
-                self._site(task)
+                self._source.site_of(task)
                 return task
-        return versions[-1]
+        return of_name[-1]
 
     def health(self) -> HealthReply:
         """Whether the records could be read, and on which device training runs."""
@@ -255,9 +192,9 @@ class TrainerService:
 
     def _enter_unbounded(self, request: SumRequest, task: Task) -> None:
         """Nothing without privacy is computed before the ledger says that it was asked for."""
-        ledger = None if isinstance(request, PrivateRequest) else self._open_ledger()
+        ledger = None if isinstance(request, PrivateRequest) else self._books.open_ledger()
         if ledger is not None:
-            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task, self._whose(task))
+            ledger.enter_unbounded(request.run, TYPE_NAMES[type(request)], request.task, self._source.whose(task))
 
     def _admit(self, request: Request) -> Callable[[], Reply]:
         """The work that `request` asks for, once everything that can be refused without a record was not.
@@ -284,8 +221,8 @@ class TrainerService:
 
     def _admit_sum(self, request: SumRequest) -> Callable[[], Reply]:
         """The work for a request whose replies are added up over institutions."""
-        if self._allowance is not None:
-            self._allowance.require_open(request.run)
+        if self._books.allowance is not None:
+            self._books.allowance.require_open(request.run)
         task = self._admissible(request)
         permit = None
         if request.begin.size:
@@ -295,8 +232,8 @@ class TrainerService:
             if permit is None:
                 raise PolicyError("a private run needs secure aggregation")
             return self._logged(request, self._admit_private(request, task, permit))
-        if self._allowance is not None:
-            self._allowance.take(request)
+        if self._books.allowance is not None:
+            self._books.allowance.take(request)
         self._enter_unbounded(request, task)
         if self._states is not None and isinstance(request, TrainRequest | EvaluateRequest):
             self._states.claim(request)
@@ -307,27 +244,27 @@ class TrainerService:
 
     def _admissible(self, request: SumRequest) -> Task:
         """The task of `request`, if it fits that. Raises SovfedError."""
-        task = resolve(request, self._tasks)
+        task = resolve(request, versions)
         check_shapes(request, task)
-        self._check_values(request, trained(task))
+        self._rules.check_values(request, trained(task))
         require_works(task)
-        self._site(task)  # raises WrongTaskError where no study is of this version
-        check_scale(request, task, self._least_spread)
+        self._source.site_of(task)  # raises WrongTaskError where no study is of this version
+        check_scale(request, task, self._rules.least_spread)
         require_room(request, self._states)
         if isinstance(request, PrivateRequest):
-            self._check_private_data(task)
+            self._source.check_private(task)
         return task
 
     def _require_whole(self, request: Request) -> None:
         """Raises PolicyError where the agency's log was seen in two forms; a model that comes back asks for nothing."""
-        if self._evidence is not None and not isinstance(request, ReleaseRequest):
-            self._evidence.require_whole()
+        if self._books.evidence is not None and not isinstance(request, ReleaseRequest):
+            self._books.evidence.require_whole()
 
     def _logged(self, request: SumRequest, work: Callable[[], Reply]) -> Callable[[], Reply]:
         """`work`, whose reply leaves once the request is in the institution's log."""
-        if self._evidence is None:
+        if self._books.evidence is None:
             return work
-        on_disk = self._evidence.admitted(request)
+        on_disk = self._books.evidence.admitted(request)
 
         def logged() -> Reply:
             reply = work()
@@ -338,9 +275,9 @@ class TrainerService:
 
     def _allow(self, request: Request) -> None:
         """Raise PolicyError unless the policy, and an order that was signed here, allow `request`."""
-        self._check(request)
-        if self._orders is not None and not isinstance(request, RunRequest):  # which shows the order
-            self._orders.require(request)
+        self._rules.check(request)
+        if self._books.orders is not None and not isinstance(request, RunRequest):  # which shows the order
+            self._books.orders.require(request)
 
     def _admit_anew(self, request: RunRequest | LedgerRequest | ReleaseRequest) -> Callable[[], Reply]:
         """The work for a request whose reply is never kept."""
@@ -348,45 +285,45 @@ class TrainerService:
             return self._admit_run(request)
         if isinstance(request, ReleaseRequest):
             return self._admit_release(request)
-        reply = countersign(request, self._require_masking(), self._open_ledger())
+        reply = countersign(request, self._require_masking(), self._books.open_ledger())
         return lambda: reply
 
     def _admit_run(self, request: RunRequest) -> Callable[[], Reply]:
         """What is said of a whole run; no charge comes of it."""
         last = last_of(request)
-        task = resolve(last, self._tasks)
-        self._site(task)
+        task = resolve(last, versions)
+        self._source.site_of(task)
         self._loaded.drop_if_changed(task)
-        reply = self._whole_runs.consider(request, last, task, self._open_ledger)
+        reply = self._whole_runs.consider(request, last, task)
         return lambda: reply
 
     def _admit_release(self, request: ReleaseRequest) -> Callable[[], Reply]:
         """The work of keeping a run's model: it touches no record, ledger, allowance or mask."""
-        task = sized(resolve(request, self._tasks), request.model.size)
+        task = sized(resolve(request, versions), request.model.size)
         check_release(request, task)
         if request.statistics or request.of_scores:
-            order = None if self._orders is None else self._orders.order_of(request.run)
-            return keeping_table(request, task, self._received, self._sheets, order, self._evidence)
-        check_scale(request, task, self._least_spread)
-        self._check_values(request, trained(task))
+            order = None if self._books.orders is None else self._books.orders.order_of(request.run)
+            return keeping_table(request, task, self._books, order)
+        check_scale(request, task, self._rules.least_spread)
+        self._rules.check_values(request, trained(task))
         if self._states is not None:
             self._states.moments.end(request.run)
-        return keeping(request, task, self._received, self._replies.last_trained, self._evidence)
+        return keeping(request, task, self._books, self._replies.last_trained)
 
     def _admit_private(self, request: PrivateRequest, task: Task, permit: Permit) -> Callable[[], Reply]:
         from sovfed.clients.training.private import admit
 
         masking = self._require_masking()
         room, number = masking.room(request, permit), (permit.begin.roster, permit.begin.round)
-        if self._allowance is not None:
-            self._allowance.take(request)
-        whose, training = self._whose(task), self._loaded.private.get(task.digest)
+        if self._books.allowance is not None:
+            self._books.allowance.take(request)
+        whose, training = self._source.whose(task), self._loaded.private.get(task.digest)
         paid = training is not None and training.keeps(request, number)
-        admit(request, task, room, self._open_ledger(), paid=paid, whose=whose)
+        admit(request, task, room, self._books.open_ledger(), paid=paid, whose=whose)
 
         def work() -> Reply:
             training = self._loaded.private_training(
-                task, self._open_ledger, whose, self._keep_score, self._telling.lacking
+                task, self._books.open_ledger, self._keep_score, self._telling.lacking
             )
             return masking.mask(request.run, permit, training.update(request, room, number), lambda: 0.0)
 
@@ -409,43 +346,35 @@ class TrainerService:
 
 def make_trainer(
     config: ClientConfig,
-    check: Callable[[Request], None] = lambda _request: None,
+    rules: Rules = NO_RULES,
+    books: Books = NO_BOOKS,
     masking: Masking | None = None,
-    open_ledger: Callable[[], PrivacyLedger | None] = lambda: None,
     states: PersonalStates | None = None,
-    allowance: Allowance | None = None,
     *,
-    reproducible: bool = False,
-    least_spread: float = LEAST_SPREAD,
-    received: ReceivedModels | None = None,
-    most_epochs: int | None = None,
-    check_values: Callable[[Request, int], None] = lambda _request, _trained: None,
-    check_run: Callable[[RunRequest], list[BoundError]] = lambda _request: [],
-    put_aside: Callable[[Reply], Reply] = lambda reply: reply,
-    orders: OrderGate | None = None,
-    evidence: Evidence | None = None,
-    sheets: KeptSheets | None = None,
-    halfway: Halfway | None = None,
     home: Path | None = None,
+    put_aside: Callable[[Reply], Reply] = lambda reply: reply,
 ) -> TrainerService:
     """The trainer of the institution that `config` describes: what the process serves and a simulation calls.
 
-    `home` is that of the institution's archives. Raises ConfigError if one of several devices is not there.
+    In `home` are the institution's archives of tasks, and the state of a long round. Raises ConfigError if one of
+    several devices is not there.
     """
     if config.deterministic:
         from sovfed.clients.training.device import make_deterministic
 
         make_deterministic()
-    return TrainerService(
-        lambda task: load_records(task, config.data_of(task)), site=lambda task: config.data_of(task).site,
-        device=config.device,
-        precision=config.precision, check=check, masking=masking, open_ledger=open_ledger, states=states,
-        reproducible=reproducible, check_private_data=lambda task: check_private_data(task, config.data_of(task)),
-        allowance=allowance, least_spread=least_spread, received=received, whose=lambda task: whose_of(config, task),
-        most_epochs=most_epochs, check_values=check_values, check_run=check_run, put_aside=put_aside,
-        orders=orders, stamp=lambda task: opt_out_stamp(config.data_of(task)), evidence=evidence, sheets=sheets,
-        halfway=halfway, devices=_devices_of(config, home),
-    )  # fmt: skip
+    source = RecordSource(
+        lambda task: load_records(task, config.data_of(task)),
+        site=lambda task: config.data_of(task).site,
+        stamp=lambda task: opt_out_stamp(config.data_of(task)),
+        whose=lambda task: whose_of(config, task),
+        check_private=lambda task: check_private_data(task, config.data_of(task)),
+    )
+    halfway = None
+    if home is not None:
+        halfway = Halfway(home / HALFWAY, config.halfway_s, lambda task: source_stamp(config.data_of(task)))
+    runtime = Runtime(config.device, config.precision, _devices_of(config, home), halfway)
+    return TrainerService(source, runtime, rules, books, masking, states, put_aside=put_aside)
 
 
 def _devices_of(config: ClientConfig, home: Path | None) -> Devices | None:

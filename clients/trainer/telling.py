@@ -11,8 +11,7 @@ from sovfed.federation.errors import SovfedError, wire_code
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sovfed.clients.trainer.allowance import Allowance
-    from sovfed.clients.trainer.evidence import Evidence
+    from sovfed.clients.trainer.books import Books
     from sovfed.federation.messages import Request
 
 log = logging.getLogger(__name__)
@@ -37,11 +36,9 @@ class Quiet:
 class Telling:
     """The institution's own account of what went wrong: its log, its evidence, and the count of failures."""
 
-    def __init__(
-        self, on_error: Callable[[Exception], None], allowance: Allowance | None, evidence: Evidence | None
-    ) -> None:
+    def __init__(self, on_error: Callable[[Exception], None], books: Books) -> None:
         """As `TrainerService` has them."""
-        self._on_error, self._allowance, self._evidence = on_error, allowance, evidence
+        self._on_error, self._allowance, self._evidence = on_error, books.allowance, books.evidence
         self._quiet = Quiet()
 
     def warn(self, line: str, *values: object) -> None:

@@ -113,6 +113,7 @@ class LocalTraining:
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
         self._train, self._test = records.train, records.test
+        self._larger_batch = 0  # the largest that was asked for, where it was more than there are records
 
     @property
     def count(self) -> int:
@@ -136,7 +137,7 @@ class LocalTraining:
         scale = self.task.transform.public_scale
         model = np.zeros(self.task.parameters, dtype=np.float32)
         request = TrainRequest(
-            run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=WARMING,
+            run="warm-up", round=1, task=self.task.name, seed=0, local_epochs=1, batch_size=max(1, self.count),
             learning_rate=1e-9, proximal_mu=0.0, model=model, scale=scale,
         )  # fmt: skip
         try:
@@ -179,6 +180,12 @@ class LocalTraining:
         """
         if not self.count:
             raise TrainingError(f"round {request.round}: there are no training records")
+        if request.batch_size > max(self.count, self._larger_batch):
+            self._larger_batch = request.batch_size
+            log.info(
+                "task %s: a batch of %d asks for more than the %d training records here: a step takes all of them",
+                self.task.name, request.batch_size, self.count,
+            )  # fmt: skip
         lost = False
         while True:
             try:

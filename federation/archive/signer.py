@@ -13,11 +13,14 @@ from sovfed.federation.certificates import (
     key_fingerprint,
     key_from_pem,
     key_to_pem,
+    to_der,
+    to_pem,
 )
 from sovfed.federation.errors import ConfigError, IdentityError
 from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import Trust, lists_of, load_certificate, parse_certificate, to_der, to_pem
+from sovfed.federation.identity import Trust, load_certificate, parse_certificate
 from sovfed.federation.identity import verify_signer as verify
+from sovfed.federation.revocation import lists_of
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names, same_issuer
+from sovfed.federation.certificates import InstitutionNames, ServerNames, key_from_pem, read_names, same_issuer, to_der
 from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.notes import COSIGNATURE, LOG, NoteKey, public, read_key
 from sovfed.federation.files import private_directory, read_private, sync_folder, write_private
-from sovfed.federation.identity import load_certificate, parse_certificate, read_pair, to_der, verify_lapsed
+from sovfed.federation.identity import load_certificate, parse_certificate, read_pair, verify_lapsed
 from sovfed.federation.schema import bind, bounded
 from sovfed.federation.text import json_object
 

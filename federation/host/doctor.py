@@ -237,7 +237,8 @@ def approvals(server: ServerConfig) -> Finding:
 
 def expiries(home: Path, now: datetime) -> Iterator[Finding]:
     """Until when the certificate and the revocation list in `home` are good; without either nobody is trusted."""
-    from sovfed.federation.identity import load_certificate, load_crl
+    from sovfed.federation.identity import load_certificate
+    from sovfed.federation.revocation import load_crl
 
     folder = home / "identity" if (home / "identity").is_dir() else home
     dates: dict[str, datetime | None] = {}

@@ -15,7 +15,7 @@ from sovfed.federation.certificates import InstitutionNames, ServerNames
 from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import ConfigError, EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical, listed
-from sovfed.federation.identity import parse_crls, verify_lapsed
+from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release import lineage, sealed
 from sovfed.federation.release.agreement import (
     BILL,
@@ -28,6 +28,7 @@ from sovfed.federation.release.agreement import (
 from sovfed.federation.release.content import CONTENT, check_content
 from sovfed.federation.release.holding import holding
 from sovfed.federation.release.ordered import ANSWERS, ORDER, check_orders
+from sovfed.federation.revocation import parse_crls
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, read_voucher
 from sovfed.federation.evidence.notes import check_cosignature, check_note, read_checkpoint
 from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import holding_cosignatures
-from sovfed.federation.identity import crl_of, issuer_of, load_roots, parse_crls
+from sovfed.federation.identity import issuer_of, load_roots
+from sovfed.federation.revocation import crl_of, parse_crls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

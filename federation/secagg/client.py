@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sovfed.federation.errors import PrivacyError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.journal import Entry, History, Revealed, Spent, name_tag
+from sovfed.federation.secagg.history import Entry, History, Revealed, Spent, name_tag
 from sovfed.federation.secagg.keys import (
     Entropy,
     Signer,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.journal import Dated, Entry, Joined, Pinned, Spent, name_tag
+from sovfed.federation.secagg.history import Dated, Entry, Joined, Pinned, Spent, name_tag
 from sovfed.federation.secagg.purpose import Purpose
 
 OVER: Final = 2**32 - 1  # an epoch that no offer's exceeds

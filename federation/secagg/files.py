@@ -9,12 +9,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sovfed.federation.certificates import key_from_pem, to_der
 from sovfed.federation.decoded import certificates_of
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
-from sovfed.federation.identity import Trust, key_from_pem, parse_certificate, read_pair, to_der
+from sovfed.federation.identity import Trust, parse_certificate, read_pair
 from sovfed.federation.secagg.compaction import essence
-from sovfed.federation.secagg.journal import Entry, History, Journal, read_history
+from sovfed.federation.secagg.history import Entry, History
+from sovfed.federation.secagg.journal import Journal, read_history
 from sovfed.federation.secagg.keys import Identity, Named, Signer, signer
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import client, setup, wire
 from sovfed.federation.secagg.client import Masks, Permit, Upload
 from sovfed.federation.secagg.coordinator import Aggregate, Round, open_round
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.history import History
 from sovfed.federation.secagg.keys import Identity, Named, Signer, generate, signer
 from sovfed.federation.secagg.mask import hash_vector
 from sovfed.federation.secagg.opened import dated

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from sovfed.federation.errors import PolicyError, PrivacyError
-from sovfed.federation.secagg.journal import Dated, History, Revealed
+from sovfed.federation.secagg.history import Dated, History, Revealed
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import REFUSE, Terms, shared_holders

@@ -18,7 +18,7 @@ from hmac import compare_digest
 
 from sovfed.federation.errors import IdentityError, PolicyError, ProtocolError
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.journal import History, Joined
+from sovfed.federation.secagg.history import History, Joined
 from sovfed.federation.secagg.keys import (
     HYBRID,
     Entropy,

@@ -45,8 +45,9 @@ def admit(
 
 
 def _invite(home: Path, name: str, out: Path) -> None:
+    from sovfed.federation.certificates import certificate_fingerprint
     from sovfed.federation.files import check_writable, write_private
-    from sovfed.federation.identity import certificate_fingerprint, parse_certificate
+    from sovfed.federation.identity import parse_certificate
     from sovfed.federation.wire.enrolment import Invitation
     from sovfed.server.registry.enrolment import invite, invited_until
     from sovfed.server.registry.joining import join_options

@@ -65,7 +65,7 @@ def init(context: click.Context, folder: Path | None, name: str, home: Path, pas
       sovfed authority init --name "Health Authority"
       sovfed authority init --name "Health Authority" --home /srv/authority
     """
-    from sovfed.federation.identity import certificate_fingerprint
+    from sovfed.federation.certificates import certificate_fingerprint
     from sovfed.server.registry import authority
 
     if folder is not None:
@@ -220,7 +220,7 @@ def rotate(days: float, home: Path, passphrase: bool) -> None:
     """
     from datetime import timedelta
 
-    from sovfed.federation.identity import certificate_fingerprint
+    from sovfed.federation.certificates import certificate_fingerprint
     from sovfed.server.registry import authority
 
     root = authority.rotate(home, overlap=timedelta(days=days), passphrase=_passphrase(passphrase))
@@ -272,7 +272,9 @@ def show(as_json: bool, home: Path) -> None:
     """
     from dataclasses import asdict
 
-    from sovfed.federation.identity import certificate_fingerprint, load_certificate, load_crl
+    from sovfed.federation.certificates import certificate_fingerprint
+    from sovfed.federation.identity import load_certificate
+    from sovfed.federation.revocation import load_crl
     from sovfed.federation.tables import print_rows
     from sovfed.server.registry import authority
 

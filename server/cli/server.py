@@ -452,9 +452,9 @@ def _waiting_lines(home: Path) -> list[str]:
 
 def _fingerprints(home: Path) -> dict[str, str]:
     """Of the server's key, and of the authority's root once that is here."""
-    from sovfed.federation.certificates import key_fingerprint, key_from_pem
+    from sovfed.federation.certificates import certificate_fingerprint, key_fingerprint, key_from_pem
     from sovfed.federation.files import read_private
-    from sovfed.federation.identity import certificate_fingerprint, load_roots
+    from sovfed.federation.identity import load_roots
 
     identity = home / "identity"
     key = key_from_pem(read_private(identity / "key.pem"), str(identity / "key.pem"))

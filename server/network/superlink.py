@@ -30,13 +30,14 @@ import uvicorn
 from sovfed.federation.certificates import to_der
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import IdentityError, NotValidNowError, ServiceError, SovfedError
+from sovfed.federation.files import read_private
 from sovfed.federation.host.begin import begin
 from sovfed.federation.host.heap import keep_loaded
 from sovfed.federation.host.leaving import leave
 from sovfed.federation.host.processes import exit_code
 from sovfed.federation.host.pulse import LOOP_S, Beat, Pulse, beating, pulse_file
 from sovfed.federation.host.settings import passed_settings
-from sovfed.federation.identity import Trust, load_certificate, read_private
+from sovfed.federation.identity import Trust, load_certificate
 from sovfed.federation.schema import bind
 from sovfed.federation.wire.held import Bell
 from sovfed.federation.wire.loopback import ensure_secret, require_secret

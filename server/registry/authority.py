@@ -21,25 +21,22 @@ from typing import Final, Literal, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sovfed.federation.certificates import Names, ServerNames, SignerNames
-from sovfed.federation.errors import IdentityError
-from sovfed.federation.files import alone, read_bounded
-from sovfed.federation.identity import (
+from sovfed.federation.certificates import (
+    Names,
+    ServerNames,
+    SignerNames,
     check_csr,
     create_root,
     key_fingerprint,
     key_from_pem,
     key_to_pem,
-    load_certificate,
     make_crl,
-    parse_certificate,
-    private_directory,
-    read_private,
     sign_csr,
     to_pem,
-    write_atomic,
-    write_private,
 )
+from sovfed.federation.errors import IdentityError
+from sovfed.federation.files import alone, private_directory, read_bounded, read_private, write_atomic, write_private
+from sovfed.federation.identity import load_certificate, parse_certificate
 from sovfed.federation.renewal import MAX_KEY_DAYS, Renewal, check_renewal, is_due, names_of
 from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.roots import Handover, make_handover, read_handover

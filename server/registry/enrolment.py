@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sovfed.federation.addresses import host_port
 from sovfed.federation.certificates import (
     InstitutionNames,
+    certificate_fingerprint,
     check_csr,
     check_institution_name,
     key_fingerprint,
@@ -43,7 +44,6 @@ from sovfed.federation.files import private_directory, read_bounded, write_atomi
 from sovfed.federation.identity import (
     PeerIdentity,
     Trust,
-    certificate_fingerprint,
     issuer_of,
     load_roots,
     node_key_bytes,

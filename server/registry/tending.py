@@ -16,8 +16,8 @@ from typing import Final
 
 from sovfed.federation.errors import IdentityError, SovfedError
 from sovfed.federation.files import private_directory, read_bounded, read_plain, write_atomic
-from sovfed.federation.identity import load_crl
 from sovfed.federation.renewal import read_renewal
+from sovfed.federation.revocation import load_crl
 from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.text import NAME, NAME_IN_WORDS
 from sovfed.server.registry import authority

@@ -15,11 +15,11 @@ from typing import Final
 
 from cryptography import x509
 
-from sovfed.federation.certificates import create_csr, read_names, to_der, to_pem
+from sovfed.federation.certificates import create_csr, key_from_pem, read_names, to_der, to_pem
 from sovfed.federation.errors import IdentityError, NotReadNowError, SovfedError
 from sovfed.federation.evidence.retention import Retention
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_atomic
-from sovfed.federation.identity import Trust, key_from_pem, load_certificate, parse_certificate
+from sovfed.federation.identity import Trust, load_certificate, parse_certificate
 from sovfed.federation.renewal import endorse, is_due, make_renewal
 from sovfed.federation.roots import FILE as HANDOVER
 from sovfed.federation.roots import adopt, is_of_former_root, retire

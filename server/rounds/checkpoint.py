@@ -1,7 +1,7 @@
 """A run's checkpoint: one safetensors file, replaced atomically after each round, so that a killed run resumes.
 
-The file holds the model (shape [d]), the feature scale and the server optimizer's slots; its metadata the round and a
-digest of the configuration. Nothing is pickled.
+The file holds the model (shape [d]), the feature scale and the server optimizer's slots; its metadata the round, what
+decides the training and the digest of that. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from sovfed.server.strategies import Slots
 NAME: Final = "checkpoint.safetensors"
 KEPT: Final = "before"  # a folder: of models that were made before an institution came, for `run unlearn`
 MOST_KEPT: Final = 8
+DEFINITION: Final = "the task's definition"
+ANY: Final = "task, strategy, privacy, secagg, seed or rounds"  # of a checkpoint that does not say with which
+SHOWN: Final = 80  # characters of a setting that an error names
 _SLOT: Final = "optimizer."
 
 
@@ -40,11 +43,16 @@ class Checkpoint:
     model: Vector
     scale: Sums
     slots: Slots
-    digest: str
+    deciding: str
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of what decides the training: a resumed run must not change it.
+    """SHA-256 of what decides the training."""
+    return _sha256(deciding(config))
+
+
+def deciding(config: Config) -> str:
+    """The settings that decide the training, as JSON: a resumed run must not change them.
 
     `rounds` may grow, unless the learning rate has a schedule over them.
     """
@@ -54,7 +62,29 @@ def config_digest(config: Config) -> str:
         parts["task"].pop(place, None)
     task = configured_task(config.task).digest
     rounds = [config.rounds] if config.task.scheduled else []  # over which the learning rate runs
-    return hashlib.sha256(json.dumps([parts, config.seed, task, *rounds], sort_keys=True).encode()).hexdigest()
+    return json.dumps([parts, config.seed, task, *rounds], sort_keys=True)
+
+
+def _differing(then: str, now: str) -> list[str]:
+    """The settings in which two of `deciding` differ, each with both values."""
+    was, now_is = _by_name(then), _by_name(now)
+    names = [name for name in sorted({*was, *now_is}) if was.get(name) != now_is.get(name)]
+    if any(name.startswith("task.") for name in names):  # of which these two come
+        names = [name for name in names if name not in (DEFINITION, "rounds")]
+    return [f"{name} was {was.get(name)}, now {now_is.get(name)}" for name in names]
+
+
+def _by_name(deciding: str) -> dict[str, str]:
+    parts, seed, task, *rounds = json.loads(deciding)
+    named = {"seed": seed, DEFINITION: task} | ({"rounds": rounds[0]} if rounds else {})
+    for part, chosen in parts.items():
+        whole = asdict(getattr(Config(), part)) | chosen
+        named |= {f"{part}.{name}": value for name, value in whole.items()}
+    return {name: json.dumps(value)[:SHOWN] for name, value in named.items()}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _chosen(part: Any) -> dict[str, Any]:
@@ -74,7 +104,10 @@ def write(folder: Path, checkpoint: Checkpoint, name: str = NAME) -> None:
     tensors: dict[str, npt.NDArray[Any]] = {"model": checkpoint.model, "scale": checkpoint.scale}
     tensors |= {_SLOT + name: np.ascontiguousarray(value) for name, value in checkpoint.slots.items()}
     with replacing(folder / name) as draft:
-        save_file(tensors, draft, metadata={"round": str(checkpoint.round), "digest": checkpoint.digest})
+        metadata = {
+            "round": str(checkpoint.round), "digest": _sha256(checkpoint.deciding), "deciding": checkpoint.deciding,
+        }  # fmt: skip
+        save_file(tensors, draft, metadata=metadata)
 
 
 def keep(folder: Path, checkpoint: Checkpoint, rounds: int) -> None:
@@ -107,14 +140,15 @@ def read(folder: Path, config: Config) -> Checkpoint | None:
     if not path.exists():
         return None
     metadata, tensors = _read_whole(path)
-    if metadata.get("digest") != config_digest(config):
-        also = ", or another number of rounds, over which its learning rate runs (task.schedule)"
+    now = deciding(config)
+    if metadata.get("digest") != _sha256(now):
+        differing = _differing(metadata["deciding"], now) if "deciding" in metadata else []
         raise ConfigError(
-            f"{path} was written with another task, strategy, privacy or seed{also if config.task.scheduled else ''}; "
+            f"{path} was written with other settings ({'; '.join(differing) or ANY}); "
             f"a new run may train its model further: start={folder}"
         )
     slots = {name.removeprefix(_SLOT): value for name, value in tensors.items() if name.startswith(_SLOT)}
-    return Checkpoint(int(metadata["round"]), tensors["model"], tensors["scale"], slots, metadata["digest"])
+    return Checkpoint(int(metadata["round"]), tensors["model"], tensors["scale"], slots, now)
 
 
 def _read_whole(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

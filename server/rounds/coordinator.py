@@ -182,7 +182,7 @@ class _Training:
         # A private round that is repeated is paid for again.
         lasting = _Lasting(self._tracker)
         writer = checkpoint.Writer(self._folder, 0.0 if config.privacy.private else SPACING_S, lasting.tell)
-        settled = checkpoint.config_digest(config)
+        settled = checkpoint.deciding(config)
         newcomers = _Newcomers(rounds, self._folder, settled) if self._transport not in SIMULATED else _nobody
         with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines, _closing(writer):
             for number in range(self._last + 1, config.rounds + 1):

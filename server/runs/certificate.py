@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.archive import zipped
+from sovfed.federation.certificates import certificate_fingerprint, to_der, to_pem
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.errors import ConfigError, DataError, EvidenceError, PolicyError
 from sovfed.federation.evidence.entries import listed
@@ -22,15 +23,7 @@ from sovfed.federation.evidence.notes import read_checkpoint
 from sovfed.federation.evidence.store import record
 from sovfed.federation.evidence.witness import cosignatures
 from sovfed.federation.files import read_bounded
-from sovfed.federation.identity import (
-    certificate_fingerprint,
-    issuer_of,
-    lists_of,
-    load_certificate,
-    load_roots,
-    to_der,
-    to_pem,
-)
+from sovfed.federation.identity import issuer_of, load_certificate, load_roots
 from sovfed.federation.orders.answers import WITHDRAWN
 from sovfed.federation.release import lineage, ordered, sealed
 from sovfed.federation.release.agreement import BILL, MODEL
@@ -42,6 +35,7 @@ from sovfed.federation.release.checking import (
     SIGNATURE,
     check_release,
 )
+from sovfed.federation.revocation import lists_of
 from sovfed.server.home import SETTINGS, load_settings
 from sovfed.server.orders.making import read_answers, read_order
 from sovfed.server.orders.unlearning import left_before, left_since, read_unlearning, stated

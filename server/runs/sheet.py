@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from sovfed.federation.certificates import to_der
 from sovfed.federation.errors import ConfigError, DataError, PolicyError
 from sovfed.federation.evidence.store import record
-from sovfed.federation.identity import load_certificate, load_roots, to_der
+from sovfed.federation.identity import load_certificate, load_roots
 from sovfed.federation.release.sheet import check_sheet, make_sheet
 from sovfed.server.orders.making import read_order
 from sovfed.server.orders.withdrawn import withdrawn_from

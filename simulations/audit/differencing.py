@@ -29,6 +29,7 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger, read_ledger
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.admission import sums_width
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Maskable, Masking, PrivateUpdate
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.training.private import PrivateTraining, SumNumber
@@ -52,7 +53,7 @@ from sovfed.federation.secagg import client
 from sovfed.federation.secagg.client import Permit
 from sovfed.federation.secagg.coordinator import Aggregate, Round
 from sovfed.federation.secagg.files import MemoryStore
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.history import History
 from sovfed.federation.secagg.local import Authority
 from sovfed.federation.secagg.terms import RECORD, REFUSE, Terms, colluders_tolerated, threshold
 from sovfed.federation.tasks import initial_vector
@@ -206,7 +207,7 @@ class World:
         ledger = PrivacyLedger(home, BUDGET)
         data = DataConfig(source=SOURCE, site=str(node - 1), sites=self.count)
         config = dataclasses.replace(self.config.client, data=data)
-        self.trainers[node] = make_trainer(config, masking=masking, open_ledger=lambda: ledger)
+        self.trainers[node] = make_trainer(config, books=Books(lambda: ledger), masking=masking)
         self.apps[node], self.stores[node] = make_client_app(self.trainers[node]), store
 
     def agency(self, run: str) -> Agency:

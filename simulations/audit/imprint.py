@@ -17,6 +17,7 @@ import torch
 
 from sovfed.clients.data import load_records
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.feed import Feed
@@ -68,7 +69,8 @@ def audit_imprint(mechanism: str = "none") -> ImprintAudit:
     for node, records in enumerate(datasets, start=1):
         identity, store = authority.institution(f"hospital-{node}"), MemoryStore()
         masking = Masking(lambda i=identity: i, lambda s=store: s, Terms(min_cohort=3, colluders=0))  # type: ignore[misc]
-        trainer = TrainerService(lambda _, records=records: records, site=str(node), masking=masking)  # type: ignore[misc]
+        source = RecordSource(lambda _, records=records: records, str(node))  # type: ignore[misc]
+        trainer = TrainerService(source, Runtime(), masking=masking)
         apps[node] = make_client_app(trainer)
     grid = InMemoryGrid(apps)
     aggregation = SecureAggregation(

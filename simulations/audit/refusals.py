@@ -24,7 +24,9 @@ from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.admission import sums_width
 from sovfed.clients.trainer.computing import Computing
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.masking import LEAST_TOLD_S, MOST_TOLD_S, Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import MAX_PERSONAL, PersonalStates
@@ -53,9 +55,7 @@ from sovfed.server.rounds.secure_aggregation import SecureAggregation
 from sovfed.simulations.grid import InMemoryGrid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sovfed.clients.data import Dataset, Indices
+    from sovfed.clients.data import Indices
     from sovfed.federation.messages import EvaluateReply, ProfileReply, Sums, TrainReply, Vector
     from sovfed.federation.secagg.client import Permit
     from sovfed.federation.secagg.keys import Identity
@@ -107,8 +107,8 @@ class Verdict:
 class Refusing(TrainerService):
     """The control: what the trainer did before, when what failed on the records was refused with a code."""
 
-    def __init__(self, load: Callable[[Task], Dataset], **others: Any) -> None:
-        super().__init__(load, **others)
+    def __init__(self, *parts: Any, **others: Any) -> None:
+        super().__init__(*parts, **others)
         self._computing = Failing(self._loaded, self._states, self._telling, lambda _request, _task, _sums: None)
 
 
@@ -168,9 +168,9 @@ def ask(probe: Probe, records: Records, trainer: type[TrainerService] = TrainerS
         for node in range(1, MEMBERS + 1):
             states = PersonalStates(Path(folder) / str(node), durable=False)
             service = trainer(
-                lambda _task: records, site="audit", device="cpu", check=LAX.check, states=states,
-                masking=_masking(authority.institution(f"hospital-{node}"), probe, trainer), precision=probe.precision,
-                least_spread=LAX.least_spread,
+                RecordSource(lambda _task: records, "audit"), Runtime("cpu", probe.precision),
+                Rules(LAX.check, least_spread=LAX.least_spread),
+                masking=_masking(authority.institution(f"hospital-{node}"), probe, trainer), states=states,
             )  # fmt: skip
             members[node] = Member(service)
         members[1].silent = False

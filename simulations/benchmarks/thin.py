@@ -23,7 +23,9 @@ from sovfed.clients.node.app import make_client_app
 from sovfed.clients.node.enrol import load_institution
 from sovfed.clients.node.lane import LaneClient
 from sovfed.clients.node.supernode import pull_bounded
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.config import DataConfig
 from sovfed.federation.messages import LaneReply
@@ -46,7 +48,7 @@ class ThinInstitution:
     def __init__(self, home: Path, terms: Terms, max_message_bytes: int) -> None:
         identity, store = load_identity(home / "identity"), MemoryStore()
         trainer = TrainerService(
-            lambda task: load_records(task, DataConfig()), site="", device="cpu", reproducible=True,
+            RecordSource(lambda task: load_records(task, DataConfig()), ""), Runtime("cpu"), Rules(reproducible=True),
             masking=Masking(lambda: identity, lambda: store, terms),
         )  # fmt: skip
         app = make_client_app(trainer)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.deploy.conftest import make_config, make_federation, wait_for
 
-from sovfed.federation.identity import crl_number, load_crl
+from sovfed.federation.revocation import crl_number, load_crl
 from sovfed.server.network.lane import RECHECK_S
 from sovfed.server.registry import authority
 from sovfed.server.registry.upkeep import LOOK_S

@@ -1,9 +1,10 @@
-"""Files that cannot be read: for good, or because the machine is short of something at this moment."""
+"""Files that cannot be read, for good or at this moment; and that nobody else may read."""
 
 from __future__ import annotations
 
 import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,8 +14,17 @@ from typing import Any
 import pytest
 
 from sovfed.clients.home.settings import read_settings
-from sovfed.federation.errors import ConfigError, IdentityError, NotReadNowError, PolicyError, SovfedError
-from sovfed.federation.files import read_bounded, read_object, read_plain, read_private, read_whole, write_private
+from sovfed.federation.errors import ConfigError, IdentityError, NotReadNowError, PolicyError, ServiceError, SovfedError
+from sovfed.federation.files import (
+    private_directory,
+    read_bounded,
+    read_object,
+    read_plain,
+    read_private,
+    read_whole,
+    write_atomic,
+    write_private,
+)
 
 READERS = (
     read_private,
@@ -66,3 +76,39 @@ def test_an_object_that_is_no_longer_what_was_written_is_damaged(tmp_path: Path,
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"run\.json is damaged: .* restore it from a backup, or ask dr-ito"):
         read_object(path, {"status": str}, "ask dr-ito")
+
+
+@pytest.mark.parametrize(("mode", "ok"), [(0o600, True), (0o400, True), (0o640, False), (0o604, False), (0o644, False)])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int, ok: bool) -> None:
+    path = tmp_path / "key.pem"
+    write_private(path, b"secret")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(mode)
+    if ok:
+        assert read_private(path) == b"secret"
+    else:
+        with pytest.raises(IdentityError, match="expected 0600"):
+            read_private(path)
+
+
+def test_a_secret_behind_a_link_is_refused(tmp_path: Path) -> None:
+    write_private(tmp_path / "real", b"secret")
+    (tmp_path / "key.pem").symlink_to("real")
+    with pytest.raises(IdentityError):
+        read_private(tmp_path / "key.pem")
+
+
+def test_a_home_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    assert stat.S_IMODE(private_directory(tmp_path / "home").stat().st_mode) == 0o700
+    (tmp_path / "home").chmod(0o750)
+    with pytest.raises(ServiceError, match="expected 0700"):
+        private_directory(tmp_path / "home")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_atomic(tmp_path / "f", b"old")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r".+"):
+        write_atomic(tmp_path / "folder", b"new")  # a file cannot replace a folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "folder"]
+    assert (tmp_path / "f").read_bytes() == b"old"

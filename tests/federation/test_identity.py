@@ -4,72 +4,29 @@ from __future__ import annotations
 
 import socket
 import ssl
-import stat
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from tests.authority_fixture import NOW, SERVER, URIS, Authority, names_of
 
 from sovfed.federation.certificates import (
-    InstitutionNames,
-    Names,
-    ServerNames,
-    check_csr,
-    create_csr,
-    create_key,
     create_root,
-    key_from_pem,
     key_to_pem,
-    make_crl,
-    sign_csr,
     to_der,
     to_pem,
 )
-from sovfed.federation.errors import IdentityError, ServiceError
-from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
-from sovfed.federation.identity import Trust, crl_of, install_crl, node_key_bytes, verify_peer, verify_server
-
-NOW = datetime.now(UTC).replace(microsecond=0)
-HOSPITAL = InstitutionNames("hospital-1", "ab" * 32)
-SERVER = ServerNames(("localhost", "127.0.0.1"))
-URI = x509.UniformResourceIdentifier
-URIS = ("urn:sovfed:institution:hospital-1", "urn:sovfed:node-key:" + "ab" * 32)
-
-
-@dataclass
-class Authority:
-    """A root and what it signs."""
-
-    key: ec.EllipticCurvePrivateKey
-    root: x509.Certificate
-    leaf_key: ec.EllipticCurvePrivateKey = field(default_factory=create_key)
-
-    def leaf(self, names: Names = HOSPITAL, now: datetime = NOW, days: int = 30) -> x509.Certificate:
-        return sign_csr(self.key, self.root, to_pem(create_csr(self.leaf_key, names)), now, days)
-
-    def crl(self, *serials: int, number: int = 1, now: datetime = NOW, days: int = 7) -> x509.CertificateRevocationList:
-        return make_crl(self.key, self.root, [(serial, now) for serial in serials], number, now, days)
-
-    def craft(self, *extensions: tuple[x509.ExtensionType, bool], subject: str = "hospital-1") -> x509.Certificate:
-        """A leaf that the root really signed, with extensions that `sign_csr` would never write."""
-        builder = (
-            x509.CertificateBuilder(issuer_name=self.root.subject, public_key=self.leaf_key.public_key())
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW)
-            .not_valid_after(NOW + timedelta(days=1))
-        )
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        for extension, critical in (*extensions, (issuer, False)):
-            builder = builder.add_extension(extension, critical=critical)
-        return builder.sign(self.key, hashes.SHA256())
+from sovfed.federation.errors import IdentityError
+from sovfed.federation.files import write_atomic, write_private
+from sovfed.federation.identity import Trust, install_crl, node_key_bytes, verify_peer, verify_server
+from sovfed.federation.revocation import crl_of
 
 
 @pytest.fixture
@@ -81,10 +38,6 @@ def authority() -> Authority:
 def impostor() -> Authority:
     """Another root with the same name."""
     return Authority(*create_root("Ministry of Health", NOW))
-
-
-def names_of(*uris: str) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName([URI(uri) for uri in uris])
 
 
 LEAF = (x509.BasicConstraints(ca=False, path_length=None), True)
@@ -241,94 +194,6 @@ def test_every_changed_byte_of_a_certificate_is_noticed(authority: Authority) ->
             verify_peer(bytes(bad), authority.root, crl, NOW)
 
 
-def csr_with(
-    subject: str = "hospital-1",
-    names: tuple[str, ...] = URIS,
-    *extra: x509.ExtensionType,
-    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
-    password: bool = False,
-) -> bytes:
-    common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
-    builder = x509.CertificateSigningRequestBuilder(subject_name=common).add_extension(names_of(*names), critical=False)
-    for extension in extra:
-        builder = builder.add_extension(extension, critical=False)
-    if password:
-        builder = builder.add_attribute(AttributeOID.CHALLENGE_PASSWORD, b"please")
-    return to_pem(builder.sign(key or create_key(), hashes.SHA256()))
-
-
-def test_a_sound_request_is_read_and_signed(authority: Authority) -> None:
-    key = create_key()
-    names, found = check_csr(csr_with(key=key))
-    assert names == HOSPITAL
-    assert found == key.public_key()
-    assert check_csr(to_pem(create_csr(key, SERVER)))[0] == SERVER
-
-
-@pytest.mark.parametrize(
-    "pem",
-    [
-        pytest.param(csr_with("someone-else"), id="subject of another"),
-        pytest.param(csr_with("h", ("urn:sovfed:institution:h",)), id="no node key"),
-        pytest.param(csr_with("h", ("urn:sovfed:institution:h", "urn:sovfed:node-key:xy")), id="short digest"),
-        pytest.param(csr_with("H", ("urn:sovfed:institution:H", "urn:sovfed:node-key:" + "ab" * 32)), id="upper case"),
-        pytest.param(csr_with("h", ("urn:sovfed:server", "urn:sovfed:institution:h")), id="server and institution"),
-        pytest.param(
-            csr_with("h", ("urn:sovfed:institution:h", "urn:sovfed:node-key:" + "ab" * 32, "urn:x:y")), id="extra name"
-        ),
-        pytest.param(csr_with("sovfed-server", ("urn:sovfed:server",)), id="server without a name"),
-        pytest.param(csr_with("hospital-1", URIS, x509.BasicConstraints(ca=True, path_length=None)), id="CA bit"),
-        pytest.param(
-            csr_with("hospital-1", URIS, x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])), id="purpose"
-        ),
-        pytest.param(csr_with(password=True), id="challenge password"),
-        pytest.param(csr_with(key=ec.generate_private_key(ec.SECP384R1())), id="P-384"),
-        pytest.param(csr_with(key=rsa.generate_private_key(65537, 2048)), id="RSA"),
-        pytest.param(b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", id="junk"),
-        pytest.param(b"x" * 9000, id="oversize"),
-    ],
-)  # fmt: skip
-def test_a_request_for_anything_else_is_refused(authority: Authority, pem: bytes) -> None:
-    with pytest.raises(IdentityError):
-        sign_csr(authority.key, authority.root, pem, NOW, 30)
-
-
-def test_a_request_changed_on_the_way_is_refused() -> None:
-    der = bytearray(x509.load_pem_x509_csr(csr_with()).public_bytes(serialization.Encoding.DER))
-    at = der.index(b"institution:hospital-1")
-    der[at + len(b"institution:hospital-")] = ord("2")
-    at = der.index(b"hospital-1")
-    der[at + len(b"hospital-")] = ord("2")
-    with pytest.raises(IdentityError, match="not signed by its own key"):
-        check_csr(x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM))
-
-
-@pytest.mark.parametrize("name", ["", "-a", "a-", "a.b", "a/b", "..", "A", "ä", "a b", "a" * 64, "a\n"])
-def test_an_institution_name_is_one_dns_label(name: str) -> None:
-    with pytest.raises(IdentityError):
-        create_csr(create_key(), InstitutionNames(name, "ab" * 32))
-
-
-@pytest.mark.parametrize("host", ["*.example", "EXAMPLE", "a..b", "", "a" * 254, "x;y"])
-def test_a_server_name_is_a_plain_host_or_address(host: str) -> None:
-    with pytest.raises(IdentityError):
-        create_csr(create_key(), ServerNames((host,)))
-
-
-def test_a_leaf_never_outlives_the_root(authority: Authority) -> None:
-    with pytest.raises(IdentityError, match="validity"):
-        authority.leaf(days=4000)
-
-
-def test_a_private_key_opens_only_with_its_passphrase() -> None:
-    key = create_key()
-    pem = key_to_pem(key, b"correct horse")
-    assert key_from_pem(pem, "root.key", b"correct horse").public_key() == key.public_key()
-    for wrong in (None, b"wrong"):
-        with pytest.raises(IdentityError, match=r"root\.key"):
-            key_from_pem(pem, "root.key", wrong)
-
-
 @pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # typer, which flwr imports, on click 8.5
 def test_the_node_key_digest_is_over_flowers_own_bytes() -> None:
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -414,42 +279,6 @@ def test_a_list_that_does_not_hold_is_not_put_in_place(
         with pytest.raises(IdentityError):
             install_crl(tmp_path, bad, NOW)
     assert (tmp_path / "crl.pem").read_bytes() == before
-
-
-@pytest.mark.parametrize(("mode", "ok"), [(0o600, True), (0o400, True), (0o640, False), (0o604, False), (0o644, False)])
-def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int, ok: bool) -> None:
-    path = tmp_path / "key.pem"
-    write_private(path, b"secret")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(mode)
-    if ok:
-        assert read_private(path) == b"secret"
-    else:
-        with pytest.raises(IdentityError, match="expected 0600"):
-            read_private(path)
-
-
-def test_a_secret_behind_a_link_is_refused(tmp_path: Path) -> None:
-    write_private(tmp_path / "real", b"secret")
-    (tmp_path / "key.pem").symlink_to("real")
-    with pytest.raises(IdentityError):
-        read_private(tmp_path / "key.pem")
-
-
-def test_a_home_that_others_may_enter_is_refused(tmp_path: Path) -> None:
-    assert stat.S_IMODE(private_directory(tmp_path / "home").stat().st_mode) == 0o700
-    (tmp_path / "home").chmod(0o750)
-    with pytest.raises(ServiceError, match="expected 0700"):
-        private_directory(tmp_path / "home")
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomic(tmp_path / "f", b"old")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match=r".+"):
-        write_atomic(tmp_path / "folder", b"new")  # a file cannot replace a folder
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f", "folder"]
-    assert (tmp_path / "f").read_bytes() == b"old"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from sovfed.clients.data.token_store import Document, Rules, write_store
 from sovfed.clients.data.tokens import Windows, load
 from sovfed.federation.config import DataConfig
-from sovfed.federation.errors import TrainingError
+from sovfed.federation.errors import DataError, TrainingError
 from sovfed.federation.tasks.declared import DeclaredTask, task_from_text
 from sovfed.federation.tasks.tokenizer import read_tokenizer, train_tokenizer
 from sovfed.simulations.api import Result, simulate
@@ -65,6 +66,19 @@ def test_with_the_optimizer_at_the_server_the_federated_model_is_the_pooled_one(
     errors = federated.rounds["ring_error"]
     assert (errors > 0).all() and (errors < 0.01).all()
     assert federated.summary["secure_aggregation_terms"]["rounding"] == errors.iloc[-1]
+
+
+def test_stores_that_are_wrong_are_told_without_a_word_about_tables(
+    made: tuple[DeclaredTask, dict[str, Windows]], tmp_path: Path
+) -> None:
+    task, sites = made
+    folder = sites["mof"].store.tokens.filename.parent.parent  # type: ignore[attr-defined]
+    for site in SITES:
+        shutil.copytree(folder / site, tmp_path / "stores" / site)
+        (tmp_path / "stores" / site / "store.json").write_text("{}")
+    with pytest.raises(DataError, match="3 of 3 institutions") as refused:
+        simulate(task, tmp_path / "stores", rounds=1, settings=RECIPE, folder=tmp_path / "run")
+    assert str(refused.value).count("no token store") == 3 and "yaml" not in str(refused.value)
 
 
 def test_a_ring_that_would_drown_the_update_is_refused_in_the_first_round(

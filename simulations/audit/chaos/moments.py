@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.federation.errors import ServiceError
 from sovfed.federation.secagg.files import FOLDER, JOURNAL
-from sovfed.federation.secagg.journal import Joined, Revealed, Spent
+from sovfed.federation.secagg.history import Joined, Revealed, Spent
 from sovfed.server.runs import folders
 from sovfed.server.runs.curves import ROUNDS
 

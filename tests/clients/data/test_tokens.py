@@ -208,6 +208,22 @@ def test_lines_of_json_may_be_in_another_encoding(tmp_path: Path) -> None:
         Keys(encoding="windows-german")
 
 
+def test_a_link_out_of_a_folder_is_refused_and_none_is_passed_over(tmp_path: Path) -> None:
+    """A text of another place, or all of a folder's, was read as if it lay there; a linked folder was left out."""
+    notes, elsewhere = tmp_path / "notes", tmp_path / "elsewhere"
+    for folder in (notes, elsewhere):
+        folder.mkdir()
+        (folder / f"{folder.name}.txt").write_text(folder.name)
+    for name, target in (("b.txt", elsewhere / "elsewhere.txt"), ("inner", elsewhere), ("c.txt", tmp_path / "nowhere")):
+        (notes / name).symlink_to(target)
+        with pytest.raises(DataError, match=rf"notes/{name}: a symbolic link.*name what it leads to beside"):
+            list(documents_in([notes], Keys()))
+        (notes / name).unlink()
+    (tmp_path / "named").symlink_to(notes)
+    (notes / "readme.pdf").symlink_to(elsewhere / "elsewhere.txt")  # no document by its name
+    assert [each.text for each in documents_in([tmp_path / "named", elsewhere], Keys())] == ["notes", "elsewhere"]
+
+
 @pytest.mark.parametrize("line", ['{"text": "cut', "[1, 2]", "plain words", '"text"'])
 def test_a_line_that_is_no_object_is_not_passed_over(line: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"

@@ -13,6 +13,7 @@ from tests.clients.trainer.test_service import train_request
 
 from sovfed.clients.home.folder import create, load_config
 from sovfed.clients.home.policy import POLICY, Policy, load_policy
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import ConfigError, NotPrivateError, PolicyError
@@ -150,7 +151,7 @@ def test_a_running_variance_may_be_the_square_of_what_a_parameter_may() -> None:
 def test_the_trainer_asks_for_parameters_and_running_statistics_apart() -> None:
     task = get_task("digits_cnn")
     config = ClientConfig(device="cpu", data=DataConfig(source="digits", site="1"))
-    trainer = make_trainer(config, check_values=OPEN.check_values)
+    trainer = make_trainer(config, Rules(check_values=OPEN.check_values))
     request = dataclasses.replace(
         train_request(), task=task.name, digest=task.digest, scale=task.transform.public_scale,
         model=initial_vector(task, 0),

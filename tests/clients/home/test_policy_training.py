@@ -12,6 +12,7 @@ import torch
 from tests.clients.trainer.test_service import train_request
 
 from sovfed.clients.home.policy import Policy
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import PolicyError
@@ -90,7 +91,7 @@ def test_the_sum_after_one_step_of_adamw_tells_the_sign_of_each_institutions_own
 def test_steps_end_at_the_passes_that_the_policy_allows(plan: dict[str, Any]) -> None:
     """However many steps are asked for: as many epochs, to the bit, and nothing that tells the number of records."""
     config = ClientConfig(device="cpu", data=DataConfig(site="3"))
-    trainer = make_trainer(config, reproducible=True, most_epochs=3)
+    trainer = make_trainer(config, Rules(reproducible=True, most_epochs=3))
     by_steps = trainer.answer(train_request(local_steps=10_000, **plan))
     by_epochs = trainer.answer(train_request(local_epochs=3, **plan))
     assert isinstance(by_steps, TrainReply) and isinstance(by_epochs, TrainReply)

@@ -133,9 +133,9 @@ def test_the_trainer_reads_each_task_from_its_own_study(tmp_path: Path) -> None:
     rest = table(tmp_path / "rest.csv", "dose,ill", *(f"{row / 10},{row % 2}" for row in range(12)))
     config = ClientConfig(device="cpu", data=rest, studies={"births": StudyConfig("study-first", births)})
     trainer = make_trainer(config)
-    assert (len(trainer._loaded.load(FIRST).persons), len(trainer._loaded.load(OTHER).persons)) == (30, 12)
-    assert (trainer._site(FIRST), trainer._site(OTHER)) == ("births", "rest")
-    trainer._check_private_data(FIRST)
+    assert (len(trainer._source.load(FIRST).persons), len(trainer._source.load(OTHER).persons)) == (30, 12)
+    assert (trainer._source.site_of(FIRST), trainer._source.site_of(OTHER)) == ("births", "rest")
+    trainer._source.check_private(FIRST)
 
 
 def test_bad_rows_of_each_study_are_listed_in_the_trainers_own_folder() -> None:

@@ -23,7 +23,9 @@ from sovfed.clients.ledger.adopt import adopt
 from sovfed.clients.ledger.book import replay
 from sovfed.clients.ledger.entries import Assigned, Budget, History, Whose
 from sovfed.clients.ledger.file import create_ledger, ledger_path, read_ledger
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.process import ledger_opener
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig, StudyConfig
 from sovfed.federation.errors import ConfigError, PrivacyError
@@ -269,7 +271,7 @@ def test_a_trainer_refuses_a_study_whose_population_was_renamed(tmp_path: Path) 
     opener = ledger_opener(home, policy)
 
     def asked(population: str, run: str) -> object:
-        return make_trainer(config(population), policy.check, open_ledger=opener).answer(train_request(run=run))
+        return make_trainer(config(population), Rules(policy.check), Books(opener)).answer(train_request(run=run))
 
     assert isinstance(asked("births", "1"), Refusal)  # nobody said so yet
     assert "nobody said" in "\n".join(population_findings(config("births"), policy))

@@ -16,6 +16,7 @@ import sovfed
 from sovfed.clients.cli.model import model as cli
 from sovfed.clients.models.own_parts import with_own_parts
 from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.personal import PersonalStates, read
@@ -78,7 +79,9 @@ def trained(trainer: TrainerService, **changes: Any) -> Any:
 
 def trainer_in(home: Path) -> TrainerService:
     registry.add(TASK)
-    return TrainerService(lambda _task: site(1), site="a", device="cpu", states=PersonalStates(home / "personal"))
+    return TrainerService(
+        RecordSource(lambda _task: site(1), "a"), Runtime("cpu"), states=PersonalStates(home / "personal")
+    )
 
 
 def test_a_trainer_sends_zeros_for_the_head_and_keeps_it(tmp_path: Path) -> None:

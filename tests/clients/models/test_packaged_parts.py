@@ -21,6 +21,7 @@ from pathlib import Path
 import sovfed.task
 from sovfed.clients.data import load_records
 from sovfed.clients.models.received import ReceivedModels
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.personal import PersonalStates
 from sovfed.federation.algorithms import ALGORITHMS
@@ -32,7 +33,7 @@ archive, table, home = map(Path, sys.argv[1:])
 task = sovfed.task.add_archive(archive)
 data = DataConfig(source="csv", path=str(table))
 states = PersonalStates(home / "personal")
-trainer = TrainerService(lambda task: load_records(task, data), site="a", device="cpu", states=states)
+trainer = TrainerService(RecordSource(lambda task: load_records(task, data), "a"), Runtime("cpu"), states=states)
 model, scale = initial_vector(task, 0), task.transform.public_scale
 reply = trainer.answer(TrainRequest(
     run="7", round=1, task=task.name, seed=1, local_epochs=2, batch_size=16, learning_rate=0.5, proximal_mu=0.0,

@@ -21,6 +21,7 @@ from sovfed.clients.node.enrol import Fingerprints, Institution, enrol, load_ins
 from sovfed.clients.node.renewal import refresh_crl, renew
 from sovfed.federation.certificates import (
     InstitutionNames,
+    certificate_fingerprint,
     create_csr,
     create_key,
     create_root,
@@ -28,18 +29,12 @@ from sovfed.federation.certificates import (
     key_from_pem,
     make_crl,
     sign_csr,
+    to_der,
     to_pem,
 )
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import read_private
-from sovfed.federation.identity import (
-    Trust,
-    certificate_fingerprint,
-    load_certificate,
-    node_key_bytes,
-    node_key_digest,
-    to_der,
-)
+from sovfed.federation.identity import Trust, load_certificate, node_key_bytes, node_key_digest
 from sovfed.federation.renewal import names_of
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import ENROLMENT_SERVICE, Invitation

@@ -14,7 +14,8 @@ from sovfed.federation.errors import PolicyError
 from sovfed.federation.files import private_directory
 from sovfed.federation.orders.order import RunOrder
 from sovfed.federation.secagg.files import FOLDER, JOURNAL
-from sovfed.federation.secagg.journal import Joined, Journal, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.history import Joined, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.journal import Journal
 from sovfed.federation.secagg.opened import check_differencing, day_of
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.terms import RECORD, Terms

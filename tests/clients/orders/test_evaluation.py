@@ -22,6 +22,7 @@ from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.rules import OrderRules
 from sovfed.clients.statistics.scores import keep_score, scores_in
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
@@ -81,13 +82,15 @@ def message(config: Config, number: int, **changes: Any) -> EvaluateRequest:
     return dataclasses.replace(request, begin=np.ones(1, np.uint8), **changes)
 
 
-def trainer(house: House, name: str, rules: OrderRules, **more: Any) -> TrainerService:
+def trainer(
+    house: House, name: str, rules: OrderRules, open_ledger: Callable[[], PrivacyLedger | None]
+) -> TrainerService:
     home, gate = house.home(name), house.gate(name, rules)
     identity, store = load_identity(home / "identity"), MemoryStore()
     return make_trainer(
-        ClientConfig(device="cpu", data=DataConfig(site=name[1:])), orders=gate,
+        ClientConfig(device="cpu", data=DataConfig(site=name[1:])),
+        books=Books(open_ledger, orders=gate, received=ReceivedModels(home / "received")),
         masking=Masking(lambda: identity, lambda: store, TERMS, narrowed=gate.narrowed),
-        received=ReceivedModels(home / "received"), **more,
     )  # fmt: skip
 
 
@@ -100,9 +103,7 @@ def rounds(
 ) -> Rounds:
     folder, names = house.folder / f"study-{run}", dict(enumerate(rules, start=1))
     folder.mkdir()
-    trainers = {
-        node: trainer(house, name, rules[name], open_ledger=partial(open_ledger, name)) for node, name in names.items()
-    }
+    trainers = {node: trainer(house, name, rules[name], partial(open_ledger, name)) for node, name in names.items()}
     grid = InMemoryGrid({node: make_client_app(service) for node, service in trainers.items()}, names)
     aggregation = SecureAggregation(
         grid, house.agency, config.secagg, run=run, min_cohort=3, deadline_s=60.0, max_size=TASK.parameters,

@@ -12,6 +12,7 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.rules import OrderRules
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
@@ -67,7 +68,7 @@ def trainer(house: House, name: str) -> TrainerService:
     create_ledger(home, Budget().population_name, house.now - 9)
     ledger = Unwitnessed(home, Budget(max_share_per_run=1.0))
     return make_trainer(
-        ClientConfig(device="cpu", data=DataConfig(site=name[1:])), orders=gate, open_ledger=lambda: ledger,
+        ClientConfig(device="cpu", data=DataConfig(site=name[1:])), books=Books(lambda: ledger, orders=gate),
         masking=Masking(lambda: identity, lambda: store, TERMS, narrowed=gate.narrowed),
     )  # fmt: skip
 

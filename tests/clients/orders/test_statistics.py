@@ -18,7 +18,9 @@ from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger, read_ledger
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.rules import OrderRules, Standing
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.training.private import noise_reserve
 from sovfed.federation.compose import compose
@@ -72,8 +74,8 @@ def trainer(house: House, name: str, rules: OrderRules = WILLING, terms: Terms =
     ledger = Unwitnessed(home, Budget())
     ledger._runs()
     return make_trainer(
-        ClientConfig(device="cpu", data=DataConfig(site=str(int(name[1:]) % 4))), orders=gate,
-        open_ledger=lambda: ledger,
+        ClientConfig(device="cpu", data=DataConfig(site=str(int(name[1:]) % 4))),
+        books=Books(lambda: ledger, orders=gate),
         masking=Masking(lambda: identity, lambda: store, terms, narrowed=gate.narrowed),
     )  # fmt: skip
 
@@ -169,7 +171,7 @@ def test_who_drops_out_of_a_table_leaves_none_of_the_others_beside_an_earlier_on
     trainers = {name: trainer(house, name, terms=strict) for name in SIX}
     question = counting("malignant", "privacy.epsilon=0.2")
     counted(house, trainers, question, "7", "all-six")
-    trainers["h6"]._check = silent_in_sums
+    trainers["h6"]._rules = Rules(silent_in_sums)
     with pytest.raises(DeclinedError):
         counted(house, trainers, question, "8", "one-drops-out")
     assert "differ by h6, fewer than 3" in caplog.text

@@ -14,6 +14,7 @@ from tests.clients.orders.house import MODEL, House, planned, training, whole
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.orders.book import OrderBook
 from sovfed.clients.orders.rules import OrderRules
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
 from sovfed.federation.errors import DeclinedError
@@ -34,7 +35,7 @@ NONE = np.zeros(0, np.uint8)
 
 def trainer(house: House, name: str, rules: OrderRules, forms: Mapping[str, int] = FORMS) -> TrainerService:
     gate = house.gate(name, rules, forms=forms)
-    return make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), orders=gate)
+    return make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), books=Books(orders=gate))
 
 
 def test_a_trainer_answers_nothing_that_is_under_no_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_training_that_fails_drops_the_masks_and_the_next_try_has_others(prepare
     world = World(4)
     trainer, sent = world.places[1].trainer, list[Reply]()
     world.rounds.profile()
-    load, workloads = trainer._loaded.load, trainer._loaded.workloads
+    source, workloads = trainer._loaded._source, trainer._loaded.workloads
 
     def unreadable(_: object) -> Records:
         raise OSError("the disk of the records is gone")
@@ -123,13 +124,13 @@ def test_training_that_fails_drops_the_masks_and_the_next_try_has_others(prepare
         if not isinstance(request, TrainRequest) or sent:
             return
         prepared.clear()
-        trainer._loaded.load, trainer._loaded.workloads = unreadable, {}
+        trainer._loaded._source, trainer._loaded.workloads = replace(source, load=unreadable), {}
         sent.append(trainer.answer(request))
         assert isinstance(sent[0], Refusal)
         assert trainer._masking is not None and trainer._masking._agreed is None and not running()
         with pytest.raises(PrivacyError, match="used already"):
             prepared[0].spend(prepared[0].ctx)
-        trainer._loaded.load, trainer._loaded.workloads = load, workloads
+        trainer._loaded._source, trainer._loaded.workloads = source, workloads
 
     world.places[1].before = before
     done = world.rounds.train(1)

@@ -17,6 +17,9 @@ from sovfed.clients.home.policy import Policy
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.statistics.received import tables_in
 from sovfed.clients.trainer.allowance import Allowance
+from sovfed.clients.trainer.books import Books
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ProtocolError
@@ -57,9 +60,8 @@ def service(
         raise AssertionError("the ledger was opened")
 
     opened = no_ledger if load is no_records else lambda: None
-    return TrainerService(
-        load, site="3", device="cpu", received=models, allowance=allowance, check=check, open_ledger=opened
-    )
+    books = Books(opened, allowance, received=models)
+    return TrainerService(RecordSource(load, "3"), Runtime("cpu"), Rules(check), books)
 
 
 @pytest.fixture

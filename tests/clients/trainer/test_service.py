@@ -13,7 +13,10 @@ from tests.records import inputs_of
 from sovfed.clients.data import Dataset, load_records
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.trainer.allowance import Allowance, clear_failures, read_state
+from sovfed.clients.trainer.books import Books
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.replies import MAX_RUNS
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.clients.trainer.telling import TOLD_LINES
 from sovfed.federation.config import ClientConfig, DataConfig
@@ -98,7 +101,7 @@ def test_a_failure_crosses_as_a_code_and_its_text_stays_in_the_log(caplog: pytes
     def broken(task: Task) -> Dataset:
         raise ValueError("patient Ada Lovelace, born 1815-12-10")
 
-    reply = TrainerService(broken, site="0", device="cpu").answer(train_request())
+    reply = TrainerService(RecordSource(broken, "0"), Runtime("cpu")).answer(train_request())
     assert reply == Refusal(reason="failed")
     assert "Lovelace" not in repr(reply)
     assert "Lovelace" in caplog.text
@@ -131,7 +134,7 @@ def test_a_failure_is_counted_and_after_some_nothing_is_told_until_the_operator_
 
     def start() -> TrainerService:
         allowance = Allowance(tmp_path, Policy(max_failures_per_run=2, max_failures_per_day=3))
-        return TrainerService(broken, site="0", device="cpu", allowance=allowance)
+        return TrainerService(RecordSource(broken, "0"), Runtime("cpu"), books=Books(allowance=allowance))
 
     def ask(service: TrainerService, run: str) -> str:
         reply = service.answer(train_request(run=run))
@@ -151,7 +154,7 @@ def test_a_failure_is_counted_and_after_some_nothing_is_told_until_the_operator_
 def test_a_table_whose_header_cannot_be_read_is_a_failure_and_told_as_rarely(tmp_path: Path) -> None:
     allowance = Allowance(tmp_path, Policy(max_failures_per_run=2))
     config = ClientConfig(data=DataConfig(source="csv", path=str(tmp_path / "not-mounted.csv")))
-    service = make_trainer(config, allowance=allowance)
+    service = make_trainer(config, books=Books(allowance=allowance))
     request = PrivateRequest(
         run="r", grant="r", round=1, task=TASK.name, mechanism="distributed", rounds=10, steps=1, spare=2,
         noise_multiplier=4.0, sampling_rate=0.5, clip=1.0, delta=1e-6, honest=3, grid_bits=16, batch=100.0, seed=0,
@@ -166,7 +169,7 @@ def test_what_is_refused_before_records_are_touched_is_no_failure(tmp_path: Path
         raise AssertionError("a record was touched")
 
     allowance = Allowance(tmp_path, Policy(max_failures_per_run=1))
-    service = TrainerService(load, site="0", device="cpu", allowance=allowance)
+    service = TrainerService(RecordSource(load, "0"), Runtime("cpu"), books=Books(allowance=allowance))
     wrong = [
         train_request(model=np.zeros(30, np.float32)), train_request(scale=np.ones(2)), train_request(task="hart"),
         train_request(digest="1" * 64), train_request(scale=SCALE + 2.0),
@@ -195,7 +198,7 @@ def _asked_with(scale: np.ndarray, least_spread: float = 1e-3) -> set[str]:
     def load(task: Task) -> Dataset:
         raise DataError("a record was touched")
 
-    service = TrainerService(load, site="0", device="cpu", least_spread=least_spread)
+    service = TrainerService(RecordSource(load, "0"), Runtime("cpu"), Rules(least_spread=least_spread))
     model = train_request().model
     evaluate = EvaluateRequest(run="r", round=1, task=TASK.name, model=model, scale=scale, digest=TASK.digest)
     replies = [service.answer(request) for request in (train_request(scale=scale), evaluate)]
@@ -250,7 +253,7 @@ def test_the_policy_is_asked_first_and_every_time() -> None:
         if not allowed:
             raise PolicyError("no")
 
-    service = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), check)
+    service = make_trainer(ClientConfig(device="cpu", data=DataConfig(site="3")), Rules(check))
     assert isinstance(service.answer(train_request()), TrainReply)
     allowed = False
     assert service.answer(train_request()) == Refusal(reason="policy")
@@ -264,7 +267,7 @@ def test_records_that_appear_later_are_then_read() -> None:
             raise DataError("not mounted yet")
         return load_records(task, DataConfig(site="3"))
 
-    service = TrainerService(load, site="3", device="cpu")
+    service = TrainerService(RecordSource(load, "3"), Runtime("cpu"))
     with pytest.raises(DataError):
         service.prepare(TASK.name)
     assert not service.health().ready

@@ -18,6 +18,7 @@ from sovfed.clients.models.received import FOLDER, ReceivedModels
 from sovfed.clients.orders.rules import OrderRules
 from sovfed.clients.statistics import sheets as kept
 from sovfed.clients.statistics.sheets import KeptSheets
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig
@@ -42,10 +43,12 @@ class Site:
         self.home, gate = house.home("h1"), house.gate("h1", OrderRules())
         identity, store = load_identity(self.home / "identity"), MemoryStore()
         self.trainer: TrainerService = make_trainer(
-            ClientConfig(device="cpu", data=DataConfig(site="1")), orders=gate,
+            ClientConfig(device="cpu", data=DataConfig(site="1")),
+            books=Books(
+                orders=gate, received=ReceivedModels(self.home / FOLDER),
+                sheets=KeptSheets(self.home / FOLDER, self.home / "identity" / "root.pem"),
+            ),
             masking=Masking(lambda: identity, lambda: store, TERMS, narrowed=gate.narrowed),
-            received=ReceivedModels(self.home / FOLDER),
-            sheets=KeptSheets(self.home / FOLDER, self.home / "identity" / "root.pem"),
         )  # fmt: skip
         config = scoring(models(folder))
         request = whole(config)

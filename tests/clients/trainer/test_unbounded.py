@@ -18,6 +18,8 @@ from sovfed.clients.home.settings import settings_text
 from sovfed.clients.ledger.book import PrivacyLedger
 from sovfed.clients.ledger.entries import Budget, Unbounded
 from sovfed.clients.ledger.file import create_ledger, ledger_path, ledgers, read_ledger
+from sovfed.clients.trainer.books import Books
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.process import ledger_opener
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.config import ClientConfig, DataConfig
@@ -64,7 +66,7 @@ def test_every_kind_of_run_without_privacy_is_entered_before_a_record_is_read(
         seen.append(len(entered(tmp_path)))
         return load_records(task, DataConfig(site="3"))
 
-    service = TrainerService(load, site="3", device="cpu", open_ledger=lambda: ledger)
+    service = TrainerService(RecordSource(load, "3"), Runtime("cpu"), books=Books(lambda: ledger))
     assert not any(isinstance(service.answer(request), Refusal) for request in requests())
     assert seen == [1]  # the records are loaded once, and the entry was there
     assert entered(tmp_path) == [("r", "profile"), ("r", "train"), ("r", "evaluate")]
@@ -84,7 +86,7 @@ def test_nothing_is_read_for_a_run_that_cannot_be_entered(ledger: PrivacyLedger,
     def load(task: Task) -> Dataset:
         raise AssertionError("a record was read")
 
-    service = TrainerService(load, site="3", device="cpu", open_ledger=lambda: ledger)
+    service = TrainerService(RecordSource(load, "3"), Runtime("cpu"), books=Books(lambda: ledger))
     ledger_path(tmp_path, NAME).rename(tmp_path / "elsewhere")
     for request in requests():
         assert service.answer(request) == Refusal("privacy")

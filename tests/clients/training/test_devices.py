@@ -377,7 +377,7 @@ def test_a_trainer_of_several_devices_answers_and_names_them() -> None:
     assert second.update == pytest.approx(first.update, abs=1e-6)
     assert second.evaluation == pytest.approx(first.evaluation)
     assert several.health().device == "cpu, cpu"
-    devices = several._loaded._devices
+    devices = several._loaded._runtime.devices
     assert devices is not None
     devices.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -209,6 +210,19 @@ def test_without_training_or_held_out_records_there_is_nothing_to_add_and_no_err
     assert not empty.profile().any()
     with pytest.raises(TrainingError, match="no training records"):
         empty.train(_request())
+
+
+def test_a_batch_of_more_than_all_records_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """In the institution's own log: nobody else is told how many records there are."""
+    caplog.set_level(logging.INFO)
+    few = dataclasses.replace(RECORDS, train=RECORDS.train[:5])
+    engine = LocalTraining(TASK, few, site="0", device="cpu")
+    engine.warm_up()
+    engine.train(_request(batch_size=5))
+    assert "batch" not in caplog.text
+    for _ in range(3):
+        engine.train(_request(batch_size=8))
+    assert caplog.text.count("a batch of 8 asks for more than the 5 training records here") == 1
 
 
 def test_after_a_failure_the_next_round_is_not_tainted() -> None:

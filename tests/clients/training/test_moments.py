@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sovfed.clients.data import load_records
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.clients.training.moments import MAX_RUNS
 from sovfed.clients.training.personal import FOLDER, PersonalStates
@@ -24,11 +25,12 @@ TASK = get_task("breast_cancer")
 SCALE = np.concatenate([np.full(30, 0.0), np.full(30, 0.5)])
 
 
-def trainer(home: Path, **more: Any) -> TrainerService:
+def trainer(home: Path, halfway: Any = None) -> TrainerService:
     """Started anew, with what the last one left in `home`."""
     states = PersonalStates(home / FOLDER)
     source = DataConfig(source="breast_cancer", site="3")
-    return TrainerService(lambda task: load_records(task, source), site="3", device="cpu", states=states, **more)
+    records = RecordSource(lambda task: load_records(task, source), "3")
+    return TrainerService(records, Runtime("cpu", halfway=halfway), states=states)
 
 
 def request(number: int, **changes: Any) -> TrainRequest:
@@ -172,7 +174,7 @@ def test_what_has_no_state_or_no_place_for_it_is_refused_before_records_are_touc
     assert service.answer(request(1, optimizer="sgd")) == Refusal("config")
     assert service.answer(request(1, algorithm="fedbn")) == Refusal("config")
     assert service.answer(request(1, keep="")) == Refusal("protocol")
-    placeless = TrainerService(lambda task: pytest.fail("records were read"), site="3", device="cpu")
+    placeless = TrainerService(RecordSource(lambda task: pytest.fail("records were read"), "3"), Runtime("cpu"))
     assert placeless.answer(request(1)) == Refusal("protocol")
 
 

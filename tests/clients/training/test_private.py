@@ -19,8 +19,9 @@ from torch import nn
 
 from sovfed.clients.data import load_records
 from sovfed.clients.ledger.book import PrivacyLedger, replay
-from sovfed.clients.ledger.entries import Budget, History, Whose
+from sovfed.clients.ledger.entries import Budget, History
 from sovfed.clients.ledger.file import create_ledger, read_ledger
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.clients.training.local import LocalTraining
 from sovfed.clients.training.private import CONSTANTS, PrivateTraining, admit, plan_of
@@ -349,14 +350,14 @@ def test_a_table_that_names_no_person_is_refused_before_a_record_is_read(tmp_pat
         (DataConfig(source="csv", path=str(table)), r"data\.person=row"),
         (DataConfig(source="csv", path=str(table), person="row", limit=10), r"data\.limit"),
     ):
-        trainer = make_trainer(ClientConfig(data=data), open_ledger=lambda: pytest.fail("the ledger was opened"))
+        trainer = make_trainer(ClientConfig(data=data), books=Books(lambda: pytest.fail("the ledger was opened")))
         with pytest.raises(PrivacyError, match=said):
             trainer._admit(REQUEST)
     declared = make_trainer(ClientConfig(data=DataConfig(source="csv", path=str(table), person="row")))
     with pytest.raises(PolicyError, match="needs secure aggregation"):
         declared._admit(REQUEST)
     with pytest.raises(DataError, match="line 2"):
-        declared._loaded.private_training(TASK, lambda: None, Whose(), lambda *_: None, lambda *_: None)
+        declared._loaded.private_training(TASK, lambda: None, lambda *_: None, lambda *_: None)
 
 
 def headed() -> nn.Module:

@@ -98,8 +98,8 @@ def test_an_institution_s_or_the_server_s_certificate_signs_no_task(
 ) -> None:
     from sovfed.federation.archive.archive import signature_name
     from sovfed.federation.archive.signing import sign
-    from sovfed.federation.certificates import InstitutionNames, ServerNames, create_csr, create_key
-    from sovfed.federation.identity import parse_certificate, to_der, to_pem
+    from sovfed.federation.certificates import InstitutionNames, ServerNames, create_csr, create_key, to_der, to_pem
+    from sovfed.federation.identity import parse_certificate
 
     for names, server in ((InstitutionNames("north", "ab" * 32), False), (ServerNames(("localhost",)), True)):
         key = create_key()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sovfed.federation.archive.signer import SigningKey, create_signer, install_signer
-from sovfed.federation.certificates import SignerNames, create_csr, create_key
+from sovfed.federation.certificates import SignerNames, create_csr, create_key, to_pem
 from sovfed.federation.errors import ConfigError, IdentityError
-from sovfed.federation.identity import Trust, to_pem
+from sovfed.federation.identity import Trust
 from sovfed.server.registry import authority
 
 

@@ -23,9 +23,9 @@ from sovfed.federation.bundle import installer
 from sovfed.federation.bundle.installer import RefusedError, check
 from sovfed.federation.bundle.lock import lock_text, locked
 from sovfed.federation.bundle.making import build_wheel, manifest_of, packed, put_signed
-from sovfed.federation.certificates import key_from_pem
+from sovfed.federation.certificates import key_from_pem, to_der
 from sovfed.federation.errors import ConfigError
-from sovfed.federation.identity import SignerIdentity, load_certificate, to_der
+from sovfed.federation.identity import SignerIdentity, load_certificate
 from sovfed.server.registry import authority
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")

@@ -11,9 +11,10 @@ from tests.lane_fixture import Authority
 
 from sovfed.federation.certificates import InstitutionNames, ServerNames, to_der
 from sovfed.federation.errors import IdentityError
-from sovfed.federation.identity import load_crl, load_roots, parse_certificate, verify_lapsed, verify_peer
+from sovfed.federation.identity import load_roots, parse_certificate, verify_lapsed, verify_peer
 from sovfed.federation.release import sealed
 from sovfed.federation.release.checking import signers
+from sovfed.federation.revocation import load_crl
 
 
 def test_each_signature_is_held_to_the_list_of_its_own_root(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from sovfed.federation.errors import ProtocolError, ServiceError
 from sovfed.federation.secagg import files, setup
 from sovfed.federation.secagg.compaction import OVER, essence
 from sovfed.federation.secagg.files import FileStore, create_journal
-from sovfed.federation.secagg.journal import Dated, Entry, History, Joined, Journal, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.history import Dated, Entry, History, Joined, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.journal import Journal
 from sovfed.federation.secagg.local import Authority, make_offer
 from sovfed.federation.secagg.purpose import Purpose
 from sovfed.federation.secagg.terms import LEAST_COHORT, RECORD, Terms

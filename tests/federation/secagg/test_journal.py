@@ -16,7 +16,8 @@ import pytest
 from sovfed.federation.errors import PrivacyError, ServiceError
 from sovfed.federation.secagg import client
 from sovfed.federation.secagg.coordinator import Round
-from sovfed.federation.secagg.journal import History, Joined, Journal, Revealed, Spent
+from sovfed.federation.secagg.history import History, Joined, Revealed, Spent
+from sovfed.federation.secagg.journal import Journal
 from sovfed.federation.secagg.local import SUBJECT, TASK, Federation, found, random_updates
 from sovfed.federation.secagg.mask import hash_vector
 from sovfed.federation.secagg.purpose import Purpose

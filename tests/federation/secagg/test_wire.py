@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sovfed.federation.errors import ProtocolError
-from sovfed.federation.secagg import journal, session, wire
+from sovfed.federation.secagg import history, session, wire
 from sovfed.federation.secagg.keys import CLASSICAL, HYBRID, KEM_CIPHERTEXT_BYTES, KEM_PUBLIC_BYTES
 
 H, S = bytes(range(32)), bytes(range(64))
@@ -27,9 +27,9 @@ EXAMPLES: list[wire.Wire] = [
     wire.Ask(S, BEGIN.encode(), 4, (0, 2), (wire.Survivor(H, S[:48], b""),) * 2),
     wire.Ask(S, BEGIN.encode(), 4, (0, 2), (wire.Survivor(H, S[:48], bytes(80)),) * 2),
     wire.Reveal(S, H, H, 1, H * 4),
-    journal.Joined(bytes(16), 1, H, "run", ("hospital-1", "hospital-2")),
-    journal.Spent(bytes(16), H, 1, 2, 1, H, H, H, H),
-    journal.Revealed(bytes(16), 1, H, 1, H, H, 3, (H[:8],) * 4),
+    history.Joined(bytes(16), 1, H, "run", ("hospital-1", "hospital-2")),
+    history.Spent(bytes(16), H, 1, 2, 1, H, H, H, H),
+    history.Revealed(bytes(16), 1, H, 1, H, H, 3, (H[:8],) * 4),
     session._Stored(1, b"offer", wire.RosterList((b"one", b"two")).encode(), (H, H), H),
 ]
 DECODERS = sorted({type(example) for example in EXAMPLES}, key=lambda cls: cls.KIND)

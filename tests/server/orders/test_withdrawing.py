@@ -143,7 +143,7 @@ def test_the_model_is_made_anew_from_before_the_first_round_of_who_withdrew(fede
     write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     config, model = stored_config(home, RUN), np.ones(get_task("digits_linear").parameters, np.float32)
     for number, vector in ((1, model), (2, model * 2)):  # the second holds who withdraws already
-        made = checkpoint.Checkpoint(number, vector, np.zeros(0), {}, checkpoint.config_digest(config))
+        made = checkpoint.Checkpoint(number, vector, np.zeros(0), {}, checkpoint.deciding(config))
         checkpoint.keep(folder, made, ROUNDS)
     write_private(folder / PROFILED, json.dumps(HOSPITALS[:3]).encode())
     withdraw(home, RUN, LAST, statement(federation))
@@ -178,7 +178,7 @@ def test_who_is_in_the_model_that_a_run_made_anew_begins_with_may_still_leave(fe
         line["participants"] = list(names)
     write_private(folder / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     config, model = stored_config(home, RUN), np.ones(get_task("digits_linear").parameters, np.float32)
-    checkpoint.keep(folder, checkpoint.Checkpoint(1, model, np.zeros(0), {}, checkpoint.config_digest(config)), ROUNDS)
+    checkpoint.keep(folder, checkpoint.Checkpoint(1, model, np.zeros(0), {}, checkpoint.deciding(config)), ROUNDS)
     write_private(folder / PROFILED, json.dumps(HOSPITALS[1:2]).encode())
     withdraw(home, RUN, LAST, statement(federation))
     assert unlearn(home, RUN, "anew")[0].from_round == 1

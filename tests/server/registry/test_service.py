@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -42,11 +43,13 @@ from sovfed.federation.certificates import (
 )
 from sovfed.federation.config import ServerConfig, TrackingConfig
 from sovfed.federation.errors import ConfigError, IdentityError, ServiceError
-from sovfed.federation.files import read_private, write_atomic, write_private
+from sovfed.federation.files import private_directory, read_private, write_atomic, write_private
 from sovfed.federation.host.settings import settings_file
 from sovfed.federation.identity import load_certificate, node_key_bytes, node_key_digest
 from sovfed.federation.wire import enrolment_pb2 as pb
 from sovfed.federation.wire.enrolment import ENROLMENT_SERVICE, REGISTRY_SERVICE, TOLD
+from sovfed.federation.wire.loopback import ensure_secret
+from sovfed.server.network import superlink as network
 from sovfed.server.network.guard import BUSY, FAILED, LATE, MALFORMED, MESSAGE_S, PER_SOURCE, REFUSED, source_of
 from sovfed.server.registry import authority, enrolment
 
@@ -491,6 +494,30 @@ def test_nobody_need_be_admitted_anew_where_flowers_database_is_lost(tmp_path: P
         (after,) = control.list_nodes()
         assert (after.public_key, after.name) == (before.public_key, "hospital-1") and after.node_id != before.node_id
         wait_until(lambda: enrolment.members(agency.home)[0].node_id == after.node_id, 20, "the roster has it")
+
+
+@pytest.mark.deploy
+@pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # as above
+def test_nodes_that_are_lost_are_registered_however_late_the_superlink_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One try came too early on a busy machine, and the institution stayed away until the next start."""
+    agency = make_agency(tmp_path)
+    config = server_config(agency.home)
+    with agency.run(config):
+        applicant = Applicant(agency)
+        applicant.ask(applicant.request(csr := applicant.csr()))
+        enrolment.accept_certificate(agency.home, authority.sign(agency.authority, csr), agency.register)
+    monkeypatch.setattr(network, "ENLIST_S", (0.01, 0.2))
+    ensure_secret(private_directory(agency.home / "secrets") / "loopback.secret")
+    enlisting = threading.Thread(target=asyncio.run, args=(network._enlist_lost(agency.home, config.control_port),))
+    enlisting.start()
+    wait_until(lambda: caplog.text.count("are not registered yet") >= 3, 30, "it has tried and tried again")
+    with superlink(agency.home, config) as (_, control):
+        enlisting.join(20)
+        assert not enlisting.is_alive()
+        assert "hospital-1: its node was not in Flower's database" in caplog.text
+        assert [node.node_id for node in control.list_nodes()] == [enrolment.members(agency.home)[0].node_id]
 
 
 @contextlib.contextmanager

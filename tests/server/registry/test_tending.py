@@ -16,8 +16,9 @@ from cryptography.x509.oid import NameOID
 
 from sovfed.federation.certificates import InstitutionNames, create_csr, create_key, key_fingerprint, to_der, to_pem
 from sovfed.federation.errors import IdentityError
-from sovfed.federation.identity import Trust, crl_number, load_crl, parse_certificate
+from sovfed.federation.identity import Trust, parse_certificate
 from sovfed.federation.renewal import Renewal, check_renewal, endorse, is_due, make_renewal, read_renewal
+from sovfed.federation.revocation import crl_number, load_crl
 from sovfed.server.registry import authority
 from sovfed.server.registry.tending import CERTIFICATES, exchange_folder, tend
 

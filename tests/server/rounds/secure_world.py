@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from flwr.app import Message as FlowerMessage
 from flwr.clientapp import ClientApp
 
+from sovfed.clients.ledger.book import PrivacyLedger
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.masking import Masking, Store
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import TrainerService, make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
@@ -105,9 +109,15 @@ class World:
         identity = (authority or self.authority).institution(f"hospital-{node}")
         masking = Masking(lambda: identity, lambda: store, self.terms)
         config = dataclasses.replace(self.config.client, data=DataConfig(site=str(node % 4)))
-        self.places[node] = Place(make_trainer(config, masking=masking, reproducible=True))
+        self.places[node] = Place(
+            make_trainer(config, Rules(reproducible=True), Books(partial(self.ledger_of, node)), masking)
+        )
         self.apps[node] = make_client_app(self.places[node])
         return self.places[node]
+
+    def ledger_of(self, _node: int) -> PrivacyLedger | None:
+        """None: these institutions have none."""
+        return None
 
     def remove(self, node: int) -> None:
         del self.apps[node]

@@ -15,8 +15,9 @@ from sovfed.clients.ledger.book import PrivacyLedger
 from sovfed.clients.ledger.entries import Budget
 from sovfed.clients.ledger.file import create_ledger
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.books import Books
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
-from sovfed.clients.trainer.whole_runs import and_room
 from sovfed.federation.codec import last_of
 from sovfed.federation.compose import compose
 from sovfed.federation.config import Config
@@ -33,6 +34,7 @@ from sovfed.server.strategies import make_optimizer
 from sovfed.simulations.grid import InMemoryGrid
 
 TASK = get_task("breast_cancer")
+MOST_BYTES = 2**20
 OPEN = Policy(
     allowed_tasks=(TASK.name,), require_privacy=False, secure_aggregation=Terms(min_cohort=3, colluders=0),
     privacy=Budget(max_share_per_run=1.0),
@@ -52,7 +54,7 @@ def rounds(*policies: Policy, config: Config, homes: Path | None = None) -> Roun
     ledgers = [ledger(policy, number) for number, policy in enumerate(policies)]
 
     def app(policy: Policy, own: PrivacyLedger | None) -> ClientApp:
-        return make_client_app(make_trainer(config.client, policy.check, None, lambda: own, check_run=policy.check_run))
+        return make_client_app(make_trainer(config.client, Rules.of(policy, MOST_BYTES), Books(lambda: own)))
 
     apps = {number: app(*pair) for number, pair in enumerate(zip(policies, ledgers, strict=True), 1)}
     grid = InMemoryGrid(apps, NAMES)
@@ -173,7 +175,7 @@ def test_a_malformed_question_is_refused(text: bytes) -> None:
     request = RunRequest("7", np.frombuffer(text, np.uint8), 1, 1, 1, 3, 32, 1.0, 100)
     with pytest.raises(ProtocolError):
         _ = last_of(request)
-    trainer = make_trainer(planned().client, OPEN.check, check_run=OPEN.check_run)
+    trainer = make_trainer(planned().client, Rules.of(OPEN, MOST_BYTES))
     assert trainer.answer(request) == Refusal("protocol")
 
 
@@ -181,7 +183,7 @@ def test_an_institution_whose_node_takes_no_message_as_long_as_the_model_says_so
     config = planned("rounds=1")
     request = whole_run(config, TASK, "7", "study", None)
     for most_bytes, beyond in ((2**20, ""), (2**14, "client.max_message_bytes")):
-        trainer = make_trainer(config.client, OPEN.check, check_run=and_room(OPEN.check_run, most_bytes))
+        trainer = make_trainer(config.client, Rules.of(OPEN, most_bytes))
         reply = trainer.answer(request)
         assert isinstance(reply, RunReply) and reply.beyond == beyond
 
@@ -192,7 +194,7 @@ def test_newcomers_are_asked_when_they_come() -> None:
     strict = dataclasses.replace(OPEN, max_rounds=5)
     apps = made.grid._apps  # type: ignore[attr-defined]
     for number, policy in ((4, strict), (5, OPEN)):
-        apps[number] = make_client_app(make_trainer(planned().client, policy.check, check_run=policy.check_run))
+        apps[number] = make_client_app(make_trainer(planned().client, Rules.of(policy, MOST_BYTES)))
     assert made.cohort() == [1, 2, 3, 5]
     assert isinstance(made.agreement, Agreement) and made.agreement.beyond == {4: ("max_rounds",)}
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from sovfed.federation.compose import compose
 from sovfed.federation.config import Config, TaskConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.server.rounds import checkpoint
@@ -21,7 +25,7 @@ def made(number: int, parameters: int = 5) -> Checkpoint:
     rng = np.random.default_rng(number)
     return Checkpoint(
         number, rng.normal(size=parameters).astype(np.float32), rng.normal(size=4),
-        {"m": rng.normal(size=parameters)}, checkpoint.config_digest(CONFIG),
+        {"m": rng.normal(size=parameters)}, checkpoint.deciding(CONFIG),
     )  # fmt: skip
 
 
@@ -46,9 +50,39 @@ def test_a_checkpoint_is_readable_by_the_owner_only(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_but_more_rounds_are_not(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, made(1))
     assert checkpoint.read(tmp_path, dataclasses.replace(CONFIG, rounds=99)) is not None
-    with pytest.raises(ConfigError, match="another task"):
+    with pytest.raises(ConfigError, match=r"settings \(task.learning_rate was 0.1, now 0.5\);"):
         checkpoint.read(tmp_path, dataclasses.replace(CONFIG, task=TaskConfig(learning_rate=0.5)))
-    with pytest.raises(ConfigError, match="seed"):
+    with pytest.raises(ConfigError, match=r"settings \(seed was 0, now 1\);"):
+        checkpoint.read(tmp_path, dataclasses.replace(CONFIG, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        (["privacy=distributed", "privacy.epsilon=1.5"], ["privacy=distributed", "privacy.epsilon=3", "seed=2"],
+         r"privacy.epsilon was 1.5, now 3.0; seed was 0, now 2"),
+        (["task=digits"], ["task=digits", "strategy=fedadam"], r"strategy.name was \"fedavg\", now \"fedadam\""),
+        (["task.schedule=cosine", "rounds=5"], ["task.schedule=cosine", "rounds=6"], "rounds was 5, now 6"),
+        (["task.schedule=cosine", "rounds=5"], ["rounds=5"], r"task.schedule was \"cosine\", now \"constant\""),
+        (["task=digits"], ["task=heart"], r"task.name was \"digits\", now \"heart\""),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_go_on_is_told_which_setting_differs(
+    tmp_path: Path, then: list[str], now: list[str], said: str
+) -> None:
+    settings = checkpoint.deciding(compose(then).config)
+    checkpoint.write(tmp_path, dataclasses.replace(made(1), deciding=settings))
+    with pytest.raises(ConfigError) as refused:
+        checkpoint.read(tmp_path, compose(now).config)
+    assert re.search(rf"{said}.*\); a new run", str(refused.value)), refused.value
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_without_the_setting_that_differs(tmp_path: Path) -> None:
+    digest = checkpoint.config_digest(CONFIG)
+    tensors: dict[str, Any] = {"model": np.zeros(5, np.float32), "scale": np.zeros(4)}
+    save_file(tensors, tmp_path / checkpoint.NAME, metadata={"round": "1", "digest": digest})
+    assert checkpoint.read(tmp_path, CONFIG) is not None
+    with pytest.raises(ConfigError, match="task, strategy, privacy, secagg, seed or rounds"):
         checkpoint.read(tmp_path, dataclasses.replace(CONFIG, seed=1))
 
 
@@ -114,8 +148,6 @@ def test_a_full_disk_is_told_as_one_so_that_the_run_is_taken_up_again(tmp_path: 
 @pytest.mark.parametrize("override", ["secagg=compact", "secagg.clip=7", "task=heart", "seed=3", "privacy.delta=1e-7"])
 def test_what_decides_the_training_is_in_the_digest(override: str) -> None:
     """Institutions hold a run to this digest, so nothing of secure aggregation may change under it."""
-    from sovfed.federation.compose import compose
-
     assert checkpoint.config_digest(compose([override]).config) != checkpoint.config_digest(compose([]).config)
 
 

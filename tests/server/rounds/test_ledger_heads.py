@@ -65,9 +65,11 @@ class Ledgers(World):
             self.ledgers.pop(node).unlock()
         home = home or self.home(node)
         create_ledger(home, NAME, 1.8e9)
-        ledger = self.ledgers[node] = PrivacyLedger(home, BUDGET, lambda: 1.8e9, lambda: 0.0)
-        self.places[node].trainer._open_ledger = lambda: ledger
+        self.ledgers[node] = PrivacyLedger(home, BUDGET, lambda: 1.8e9, lambda: 0.0)
         self.places[node].trainer._loaded.private = {}
+
+    def ledger_of(self, node: int) -> PrivacyLedger | None:
+        return self.ledgers[node]
 
     def new_heads(self) -> LedgerHeads:
         return LedgerHeads(self.agency, self.speaker)

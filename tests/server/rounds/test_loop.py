@@ -11,6 +11,7 @@ import pytest
 
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, Config, SecaggConfig, ServerConfig
 from sovfed.federation.errors import CohortError, DeclinedError
@@ -154,7 +155,7 @@ def test_a_feature_that_never_varies_is_scaled_by_a_thousandth_of_its_range() ->
     np.testing.assert_allclose(made.scale[30:], 1e-3 * 2)
     model = np.zeros(TASK.parameters, dtype=np.float32)
     policy = Policy(allowed_tasks=("breast_cancer",), require_privacy=False, allow_plain_updates=True)
-    trainer = make_trainer(ClientConfig(device="cpu"), policy.check, least_spread=policy.least_spread)
+    trainer = make_trainer(ClientConfig(device="cpu"), Rules.of(policy, 2**20))
     request = EvaluateRequest("r", 1, TASK.name, model, made.scale, digest=TASK.digest)
     assert not isinstance(trainer.answer(request), Refusal)
     assert trainer.answer(dataclasses.replace(request, scale=made.scale * 0.99)) == Refusal("policy")

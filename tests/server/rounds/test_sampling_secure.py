@@ -10,6 +10,7 @@ import pytest
 
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.masking import Masking
+from sovfed.clients.trainer.rules import Rules
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.compose import compose
 from sovfed.federation.config import DataConfig
@@ -37,7 +38,7 @@ def federation(secure: bool, differencing: str = RECORD, share: float = 0.6, mos
         terms = Terms(min_cohort=3, colluders=0, differencing=differencing)
         masking = Masking(lambda identity=identity: identity, lambda store=store: store, terms)  # type: ignore[misc]
         client = dataclasses.replace(config.client, data=DataConfig(site=str(node % 4)))
-        apps[node] = make_client_app(make_trainer(client, masking=masking, reproducible=True))
+        apps[node] = make_client_app(make_trainer(client, Rules(reproducible=True), masking=masking))
     grid = InMemoryGrid(apps)
     inner: Aggregation = PlainAggregation(grid, 60.0)
     if secure:

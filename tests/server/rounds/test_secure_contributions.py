@@ -16,6 +16,7 @@ from tests.server.rounds.secure_world import (
 
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.trainer.masking import told_seconds
+from sovfed.clients.trainer.rules import Rules
 from sovfed.federation.errors import CohortError, TrainingError
 from sovfed.federation.messages import (
     MaskedReply,
@@ -130,7 +131,7 @@ def test_work_that_fails_on_the_records_in_any_way_is_nothing_in_the_sum(monkeyp
 def test_an_agency_learns_that_a_run_must_be_private() -> None:
     world = World(4)
     for place in world.places.values():
-        place.trainer._check = Policy(allowed_tasks=("breast_cancer",)).check
+        place.trainer._rules = Rules(Policy(allowed_tasks=("breast_cancer",)).check)
     with pytest.raises(CohortError, match="answers runs with differential privacy only"):
         world.rounds.profile()
 

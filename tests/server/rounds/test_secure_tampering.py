@@ -16,6 +16,7 @@ from tests.server.rounds.secure_world import (
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.node.app import make_client_app
 from sovfed.clients.trainer.masking import Masking, Store
+from sovfed.clients.trainer.rules import Rules
 from sovfed.federation.errors import CohortError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -86,7 +87,7 @@ def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() 
 def test_plain_requests_are_refused_unless_the_policy_allows_them() -> None:
     world = World(3)
     place = world.places[1]
-    place.trainer._check = Policy(allowed_tasks=("breast_cancer",)).check
+    place.trainer._rules = Rules(Policy(allowed_tasks=("breast_cancer",)).check)
     scale, digest = TASK.transform.public_scale, TASK.digest
     train = TrainRequest("7", 1, "breast_cancer", 0, 1, 32, 0.1, 0.0, world.rounds.model, scale, digest=digest)
     plain: list[Request] = [

@@ -27,13 +27,14 @@ from sovfed.federation.certificates import (
 from sovfed.federation.errors import EvidenceError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.files import write_private
-from sovfed.federation.identity import crl_of, load_roots, parse_crls
+from sovfed.federation.identity import load_roots
 from sovfed.federation.orders.answers import SIGNED, Answer, create_officer, load_officer
 from sovfed.federation.orders.approving import approve as approved
 from sovfed.federation.orders.order import Proposal, RunOrder, read_proposal
 from sovfed.federation.release import lineage
 from sovfed.federation.release.checking import MAX_BYTES, REVOKED, check_release
 from sovfed.federation.release.ordered import ANSWERS, ORDER, summary_of
+from sovfed.federation.revocation import crl_of, parse_crls
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.text import to_base64
 from sovfed.server.orders.making import ANSWERS as KEPT

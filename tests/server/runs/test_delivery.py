@@ -13,6 +13,8 @@ from flwr.clientapp import ClientApp
 
 from sovfed.clients.models.received import ReceivedModels
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.books import Books
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.masking import Masking
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.compose import compose
@@ -68,8 +70,8 @@ class Federation:
         identity, store = self.authority.institution(NAMES[node]), MemoryStore()
         terms = Terms(min_cohort=3, colluders=0, differencing=RECORD)
         return TrainerService(
-            one.load, site=one.site, device="cpu", masking=Masking(lambda: identity, lambda: store, terms),
-            received=self.shelves[node],
+            RecordSource(one.load, one.site), Runtime("cpu"), books=Books(received=self.shelves[node]),
+            masking=Masking(lambda: identity, lambda: store, terms),
         )  # fmt: skip
 
     def run(self, transport: str = "lane") -> Outcome:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sovfed.clients.node.app import make_client_app
+from sovfed.clients.trainer.loaded import RecordSource, Runtime
 from sovfed.clients.trainer.service import TrainerService
 from sovfed.federation.algorithms.at_the_server import COMPARING
 from sovfed.federation.compose import compose
@@ -120,7 +121,7 @@ class Liar:
 
 
 def trainer(one: Institution) -> TrainerService:
-    return TrainerService(one.load, site=one.site, device="cpu")
+    return TrainerService(RecordSource(one.load, one.site), Runtime("cpu"))
 
 
 def test_a_poisoned_run_fails_by_averaging_and_not_by_these(tmp_path: Path) -> None:

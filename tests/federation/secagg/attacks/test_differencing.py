@@ -16,7 +16,8 @@ from sovfed.federation.errors import PolicyError, ServiceError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import local
 from sovfed.federation.secagg.files import FOLDER, JOURNAL, create_journal, near_sums
-from sovfed.federation.secagg.journal import History, Joined, Journal, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.history import History, Joined, Pinned, Revealed, Spent, name_tag
+from sovfed.federation.secagg.journal import Journal
 from sovfed.federation.secagg.local import SUBJECT, Federation, establish, found, random_updates
 from sovfed.federation.secagg.opened import MAX_COHORTS, check_apart, check_differencing, groups
 from sovfed.federation.secagg.purpose import Purpose

@@ -38,7 +38,7 @@ from sovfed.federation.certificates import ServerNames
 from sovfed.federation.errors import IdentityError, PolicyError, PrivacyError, ProtocolError
 from sovfed.federation.messages import Vector
 from sovfed.federation.secagg import setup, wire
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.history import History
 from sovfed.federation.secagg.keys import Identity, Signer
 from sovfed.federation.secagg.local import Authority, found, make_offer
 from sovfed.federation.secagg.mask import Scratch, Stream, apply

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import x25519
 from sovfed.federation import certificates
 from sovfed.federation.errors import IdentityError, PolicyError, ProtocolError
 from sovfed.federation.secagg import setup, wire
-from sovfed.federation.secagg.journal import History
+from sovfed.federation.secagg.history import History
 from sovfed.federation.secagg.keys import Identity, Signer, digest, generate
 from sovfed.federation.secagg.local import CONFIG, Authority, establish, make_offer
 from sovfed.federation.secagg.roster import Roster
