@@ -102,7 +102,10 @@ def simulate_population(
         institution = population[node - 1]
         return TrainerService(
             RecordSource(institution.load, institution.site),
-            Runtime(config.client.device, config.client.precision, make_model=make_model), Rules(reproducible=True),
+            Runtime(
+                config.client.device, config.client.precision, config.client.evaluation_records, make_model=make_model
+            ),
+            Rules(reproducible=True),
             masking=_masking(authority, institution.name, cohort, config.secagg.clip),
             states=PersonalStates(folder / INSTITUTIONS / institution.name, durable=False),
             repeats=authority is not None, held=held, on_error=failures.note,

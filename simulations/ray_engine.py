@@ -169,7 +169,7 @@ def _app(text: str, index: int) -> tuple[ClientApp, Failures]:
     institution, failures = population[index], Failures()
     trainer = TrainerService(
         RecordSource(institution.load, institution.site),
-        Runtime(config.client.device, config.client.precision),
+        Runtime(config.client.device, config.client.precision, config.client.evaluation_records),
         on_error=failures.note,
     )
     return make_client_app(trainer), failures

@@ -29,6 +29,8 @@ def refusal(module: nn.Module, config: Config) -> str:
     """Why local training of `module` cannot be stacked, or ""."""
     if config.client.precision != "float32":
         return f"client.precision is {config.client.precision}, and loss scales adapt to one institution's gradients"
+    if config.client.evaluation_records:
+        return "client.evaluation_records takes a sample of each institution's own"
     if config.strategy.individual:
         return f"strategy '{config.strategy.name}' needs every institution's own update, and stacking adds them up"
     if not config.strategy.algorithm.stacked:

@@ -54,6 +54,7 @@ class Runtime:
 
     device: str = "auto"
     precision: str = "float32"
+    evaluation_records: int = 0  # of those held out, that a round's evaluation is of; 0: all
     devices: Devices | None = None
     halfway: Halfway | None = None
     make_model: Callable[[Task, torch.device], FlatModel] | None = None
@@ -129,6 +130,7 @@ class Loaded:
             task, records, site=self._source.site_of(task), device=runtime.device, precision=runtime.precision,
             make_model=runtime.make_model or FlatModel, reproducible=self.reproducible, most_epochs=self._most_epochs,
             halfway=runtime.halfway, source=source, devices=runtime.devices, moments=self._moments,
+            evaluation_records=runtime.evaluation_records,
         )  # fmt: skip
         log.info("task %s: %r on %s, %s", task.name, records, learner.device_name, runtime.precision)
         return learner

@@ -373,7 +373,7 @@ def make_trainer(
     halfway = None
     if home is not None:
         halfway = Halfway(home / HALFWAY, config.halfway_s, lambda task: source_stamp(config.data_of(task)))
-    runtime = Runtime(config.device, config.precision, _devices_of(config, home), halfway)
+    runtime = Runtime(config.device, config.precision, config.evaluation_records, _devices_of(config, home), halfway)
     return TrainerService(source, runtime, rules, books, masking, states, put_aside=put_aside)
 
 

@@ -42,7 +42,7 @@ class Learner(LocalTraining):
         if request.control.size != (request.model.size if algorithm.variate else 0):
             raise ProtocolError(f"control of shape {request.control.shape} under '{request.algorithm}'")
         if request.evaluate:
-            evaluation, cut = self.measure(self.model_in_use(request, state), request.scale)
+            evaluation, cut = self.measure(self.model_in_use(request, state), request.scale, sampled=True)
         else:
             evaluation, cut = np.zeros(self.task.evaluation_size), False
         try:

@@ -71,6 +71,11 @@ class Begun:
     losses: Tensor
 
 
+def evenly(rows: Indices, most: int) -> Indices:
+    """At most `most` of `rows`, as far apart as they can be: in their order stand sites, eras, persons."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
 class LocalTraining:
     """A task's model and one institution's records on a device. Not safe for use from several threads at once."""
 
@@ -89,14 +94,16 @@ class LocalTraining:
         source: object = None,
         devices: Devices | None = None,
         moments: Moments | None = None,
+        evaluation_records: int = 0,
     ) -> None:
         """`site` makes the order of this institution's records its own, and so does the sum that an update goes into.
 
         `reproducible` leaves the sum out of it. A round passes over the records `most_epochs` times at most, however
         many steps are asked for: to refuse would tell how many records there are. `halfway` keeps the state of a long
         round; `source` is its word on where the records came from, at the moment they were read. `moments` keeps
-        what an optimizer carries to the next round. Over several `devices` a batch is divided where it can be; all else
-        is done on the first. Raises ConfigError.
+        what an optimizer carries to the next round. Rounds are evaluated on `evaluation_records` of those held out,
+        drawn evenly; 0: on all. Over several `devices` a batch is divided where it can be; all else is done on the
+        first. Raises ConfigError.
         """
         if task.loss is None:
             raise ConfigError(f"task '{task.name}' has no model to train")
@@ -113,6 +120,7 @@ class LocalTraining:
         self._most: int | None = None  # records at once of a step, and of an evaluation, since memory ran out
         self._most_evaluated = task.evaluation_batch
         self._train, self._test = records.train, records.test
+        self._sample = records.test if not evaluation_records else evenly(records.test, evaluation_records)
         self._larger_batch = 0  # the largest that was asked for, where it was more than there are records
 
     @property
@@ -237,10 +245,10 @@ class LocalTraining:
         """The task's metric sums of `model` (shape [d]) over the held-out records."""
         return self.measure(model, scale)[0]
 
-    def measure(self, model: Vector, scale: Sums) -> tuple[Sums, bool]:
-        """As `evaluate`, and whether an output had to be cut (`judged`)."""
+    def measure(self, model: Vector, scale: Sums, *, sampled: bool = False) -> tuple[Sums, bool]:
+        """As `evaluate`, and whether an output had to be cut (`judged`); `sampled`: over the sample of rounds."""
         total, cut = np.zeros(self.task.evaluation_size), False
-        for outputs, targets in self.outputs(model, scale, self._test):
+        for outputs, targets in self.outputs(model, scale, self._sample if sampled else self._test):
             sums, one_cut = judged(self.task, outputs, targets)
             total += sums
             cut = cut or one_cut

@@ -191,6 +191,10 @@ class ClientConfig:
         300.0, 0.01, 604_800, unit="s", doc="how often the state of a round is put on disk, from which a trainer that "
         "died goes on",
     )  # fmt: skip
+    evaluation_records: int = bounded(
+        0, 0, 10**9, unit="records", doc="of those held out, how many a round's evaluation is of, the same in each; "
+        "the last evaluation is of all. 0: all",
+    )  # fmt: skip
     cluster: ClusterConfig = ClusterConfig()
     data: DataConfig = DataConfig()
     content: ContentConfig = ContentConfig()

@@ -13,9 +13,10 @@ import torch
 from tests.records import in_memory, inputs_of, records_of, targets_of, u_of
 
 from sovfed.clients.data import load_records
+from sovfed.clients.training.algorithms import Learner
 from sovfed.clients.training.device import choose_device
 from sovfed.clients.training.judging import LARGEST_OUTPUT, judged
-from sovfed.clients.training.local import LocalTraining
+from sovfed.clients.training.local import LocalTraining, evenly
 from sovfed.clients.training.model import FlatModel
 from sovfed.clients.training.steps import Plain
 from sovfed.federation.config import DataConfig
@@ -161,6 +162,19 @@ def test_evaluation_counts_the_held_out_records_only() -> None:
     assert sums[0] == len(RECORDS.test)
     assert found["accuracy"] == pytest.approx(((logits > 0) == labels).mean())
     assert found["loss"] == pytest.approx(np.logaddexp(0, np.where(labels == 1, -logits, logits)).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 7, 10_000])
+def test_rounds_are_evaluated_on_a_fixed_sample_and_the_end_of_a_run_on_all(most: int) -> None:
+    model, held_out = initial_vector(TASK, 3), len(RECORDS.test)
+    sampled = Learner(TASK, RECORDS, site="0", device="cpu", evaluation_records=most)
+    told = [sampled.learn(_request(round=number, model=model), None).evaluation for number in (1, 2)]
+    np.testing.assert_array_equal(*told)
+    rows = evenly(RECORDS.test, most)
+    assert len(set(rows.tolist())) == min(most, held_out) and set(rows) <= set(RECORDS.test)
+    alone = Learner(TASK, dataclasses.replace(RECORDS, test=rows), site="0", device="cpu")
+    np.testing.assert_allclose(told[0], alone.evaluate(model, SCALE))
+    np.testing.assert_array_equal(sampled.evaluate(model, SCALE), _engine().evaluate(model, SCALE))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
