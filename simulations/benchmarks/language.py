@@ -78,6 +78,11 @@ RINGS: Final[dict[str, dict[str, Any]]] = {
 FEDERATED: Final = {**CENTRAL, **RINGS["16 bits"]}  # one step a round on the mean gradient, masked
 QUICK_RINGS: Final = ("32 bits", "16 bits", "16 bits, 16 down")
 FITTED: Final = {"secagg": "compact", "strategy.rate_units": True}  # 16 bits for local steps
+RINGED_STEPS: Final = 6  # local steps of Muon: how far they move a value is known before, so that 8 bits fit
+STEP_RINGS: Final[dict[str, dict[str, Any]]] = {
+    "32 bits": {"secagg": "full"},
+    "8 bits": {**FITTED, "secagg.bits": 8, "secagg.max_error": 100},
+}
 LOCAL_STEPS: Final = (1, 2, 5, 10, 30)
 OUTSIDE: Final[dict[str, dict[str, Any]]] = {
     "FedAvg": {"strategy": "fedavg"},
@@ -190,6 +195,7 @@ def run(
             ratios, figures = _against_pooled(bench, read_tokenizer(Path(folder) / TOKENIZER), data)
         if RINGED in parts:
             ratios |= _rings(bench, QUICK_RINGS if quick else tuple(RINGS))
+            ratios |= {} if quick else _rings_of_steps(bench)
         ours, bare = tokens_per_s(task, next(iter(sites.values())), 4 * WINDOWS, 3 if quick else 20)
         figures |= {"tokens_per_s": ours, "bare_tokens_per_s": bare}
         if STEPS in parts:
@@ -232,6 +238,17 @@ def _rings(bench: Bench, names: tuple[str, ...]) -> dict[str, float]:
     words = {"16 bits": "sixteen", "16 bits, 16 down": "sixteen_down", "12 bits": "twelve", "8 bits": "eight"}
     widest = told["32 bits"]["bits_per_byte"]
     return {f"{words[name]}_bits_over_32": told[name]["bits_per_byte"] / widest for name in names if name in words}
+
+
+def _rings_of_steps(bench: Bench) -> dict[str, float]:
+    """The same of 8 bits where institutions take several steps between two exchanges."""
+    rounds = max(2, bench.rounds // RING_ROUNDS)
+    plan = {**PLAN, "strategy": "fedavg", "task.local_steps": RINGED_STEPS}
+    wide, narrow = (
+        _metrics(bench, f"{RINGED_STEPS} steps, {name}", {**plan, **ring}, rounds, RINGED_STEPS)["bits_per_byte"]
+        for name, ring in STEP_RINGS.items()
+    )
+    return {"eight_bits_of_steps_over_32": narrow / wide}
 
 
 def _more_local_steps(bench: Bench) -> dict[str, float]:
