@@ -202,11 +202,7 @@ def route_capsules(roster: Roster, replies: Mapping[int, bytes]) -> dict[int, by
     """For every member, the capsules of the members below it, from the replies by index."""
     sent: list[tuple[wire.Capsule, ...]] = []
     for index, reply in _complete(roster, replies):
-        message = wire.Capsules.decode(reply)
-        expected = (roster.digest, index, roster.suite, len(roster.members) - 1 - index)
-        if (message.roster, message.index, message.suite, len(message.items)) != expected:
-            raise ProtocolError(f"{roster.names[index]}: capsules of another roster, member, suite or number")
-        sent.append(message.items)
+        sent.append(read_capsules(roster, index, reply))
     return {
         j: wire.CapsulesFor(roster.digest, j, roster.suite, tuple(sent[i][j - i - 1] for i in range(j))).encode()
         for j in range(len(roster.members))
@@ -217,15 +213,29 @@ def route_confirmations(roster: Roster, replies: Mapping[int, bytes]) -> dict[in
     """For every member, the confirmations of the members above it, from the replies by index."""
     sent: list[tuple[bytes, ...]] = []
     for index, reply in _complete(roster, replies):
-        message = wire.Confirmations.decode(reply)
-        if (message.roster, message.index, len(message.macs)) != (roster.digest, index, index):
-            raise ProtocolError(f"{roster.names[index]}: confirmations of another roster, member or number")
-        sent.append(message.macs)
+        sent.append(read_confirmations(roster, index, reply))
     count = len(roster.members)
     return {
         i: wire.ConfirmationsFor(roster.digest, i, tuple(sent[j][i] for j in range(i + 1, count))).encode()
         for i in range(count)
     }
+
+
+def read_capsules(roster: Roster, index: int, reply: bytes) -> tuple[wire.Capsule, ...]:
+    """What member `index` sends to those above it. Raises ProtocolError."""
+    message = wire.Capsules.decode(reply)
+    expected = (roster.digest, index, roster.suite, len(roster.members) - 1 - index)
+    if (message.roster, message.index, message.suite, len(message.items)) != expected:
+        raise ProtocolError(f"{roster.names[index]}: capsules of another roster, member, suite or number")
+    return message.items
+
+
+def read_confirmations(roster: Roster, index: int, reply: bytes) -> tuple[bytes, ...]:
+    """What member `index` sends to those below it. Raises ProtocolError."""
+    message = wire.Confirmations.decode(reply)
+    if (message.roster, message.index, len(message.macs)) != (roster.digest, index, index):
+        raise ProtocolError(f"{roster.names[index]}: confirmations of another roster, member or number")
+    return message.macs
 
 
 def _complete(roster: Roster, replies: Mapping[int, bytes]) -> list[tuple[int, bytes]]:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
 SILENT: Final = "no answer"
+BEHIND: Final = "classical"  # has no ML-KEM-768, where others do and do not take less
 LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 
@@ -167,18 +168,19 @@ class Epochs:
         if len(order) < self._min_cohort:
             return None, refused
         roster, listing = setup.gather(offer, [ads[node] for node in order], self._identity.verify, self._clock())
-        capsules = self._all("roster", dict.fromkeys(order, listing), refused)
+        unwilling: dict[int, str] = {}
+        capsules = self._all("roster", dict.fromkeys(order, listing), unwilling)
         if capsules is None:
+            return None, refused | (_behind(roster, order, unwilling) or unwilling)
+        if malformed := _malformed(roster, order, capsules, setup.read_capsules):
+            return None, refused | malformed
+        bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
+        confirmations = self._all("capsules", bodies, refused)
+        if confirmations is None:
             return None, refused
-        try:
-            bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
-            confirmations = self._all("capsules", bodies, refused)
-            if confirmations is None:
-                return None, refused
-            bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
-        except ProtocolError as error:
-            log.warning("secure aggregation, epoch %d: %s", self._epochs, error)
-            return None, refused
+        if malformed := _malformed(roster, order, confirmations, setup.read_confirmations):
+            return None, refused | malformed
+        bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
         if self._all("confirmations", bodies, refused) is None:
             return None, refused
         log.info(
@@ -230,3 +232,25 @@ class Epochs:
 
 def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:
     return {order[index]: body for index, body in bodies.items()}
+
+
+def _malformed(
+    roster: Roster, order: Sequence[int], replies: Sequence[bytes], read: Callable[[Roster, int, bytes], object]
+) -> dict[int, str]:
+    """The nodes whose replies to a step are none: they alone are left out."""
+    wrong: dict[int, str] = {}
+    for index, reply in enumerate(replies):
+        try:
+            read(roster, index, reply)
+        except ProtocolError as error:
+            log.warning("node %d: %s", order[index], error)
+            wrong[order[index]] = "malformed"
+    return wrong
+
+
+def _behind(roster: Roster, order: Sequence[int], unwilling: Mapping[int, str]) -> dict[int, str]:
+    """Where policies forbid the roster and some members have lesser keys than others: these, in the others' place."""
+    suites = [member.ad.suite for member in roster.members]
+    if "policy" not in unwilling.values():
+        return {}
+    return {node: BEHIND for node, suite in zip(order, suites, strict=True) if suite < max(suites)}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +30,9 @@ from sovfed.federation.messages import (
     SecaggReply,
     TrainRequest,
 )
+from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.files import FileStore, create_journal
+from sovfed.federation.secagg.keys import CLASSICAL, KEM_PUBLIC_BYTES, Signer
 from sovfed.federation.wire.flower import from_records
 from sovfed.server.rounds import secure_aggregation
 
@@ -65,6 +70,56 @@ def test_keys_that_are_not_signed_leave_out_whoever_sent_them_alone() -> None:
     pinned = store.history.pinned
     assert pinned is not None
     assert (pinned.clip, pinned.max_weight) == (world.config.secagg.clip, world.config.secagg.max_weight)
+
+
+class Forging(Place):
+    """An institution that changes its reply to a step of a setup, and signs what is signed."""
+
+    def __init__(self, place: Place, step: str, change: Callable[[bytes, Signer], bytes]) -> None:
+        super().__init__(place.trainer)
+        self._step, self._change = step, change
+
+    def answer(self, request: Request) -> Reply:
+        reply = super().answer(request)
+        if not isinstance(reply, SecaggReply) or reply.step != self._step:
+            return reply
+        sign = self.trainer._masking._open()[0].sign  # type: ignore[union-attr]
+        return dataclasses.replace(reply, body=np.frombuffer(self._change(reply.body.tobytes(), sign), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"expires": int(time.time()) + 3_600},
+        {"exchange": bytes(32)},
+        {"kem": b"\xff" * KEM_PUBLIC_BYTES},
+        {"suite": CLASSICAL, "kem": b""},
+    ],
+    ids=["that_end_sooner", "of_small_order", "that_are_none", "without_ml_kem"],
+)
+def test_keys_that_all_others_would_refuse_leave_out_whoever_sent_them_alone(fields: dict[str, Any]) -> None:
+    """Else all others are left out in its place, and the run ends with them blamed."""
+    world = World(5)
+
+    def change(body: bytes, sign: Signer) -> bytes:
+        return dataclasses.replace(wire.KeyAd.decode(body), **fields).sign(sign).encode()
+
+    world.apps[5] = make_client_app(Forging(world.places[5], "offer", change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("step", "kind"), [("roster", wire.Capsules), ("capsules", wire.Confirmations)])
+def test_a_step_of_the_setup_that_is_none_leaves_out_whoever_sent_it_alone(step: str, kind: type[Any]) -> None:
+    world = World(5)
+
+    def change(body: bytes, _: Signer) -> bytes:
+        other: bytes = dataclasses.replace(kind.decode(body), roster=bytes(32)).encode()
+        return other
+
+    world.apps[3] = make_client_app(Forging(world.places[3], step, change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [1, 2, 4, 5]
 
 
 def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() -> None:
