@@ -289,6 +289,22 @@ class ConfirmationsFor(Confirmations):
 
 
 @dataclass(frozen=True)
+class Complaint(Wire):
+    """Member `index` to the coordinator, in the place of an answer: `peer` does not hold the key that it should."""
+
+    KIND, LIMIT = 16, 16
+    index: int
+    peer: int
+
+    def body(self) -> bytes:
+        return bytes((self.index, self.peer))
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        return cls(reader.number(1, 0, MAX_HOLDERS - 1), reader.number(1, 0, MAX_HOLDERS - 1))
+
+
+@dataclass(frozen=True)
 class Begin(Signed):
     """M1, with the model: an attempt at a round.
 

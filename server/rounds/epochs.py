@@ -10,7 +10,9 @@ import dataclasses
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
 SILENT: Final = "no answer"
+ACCUSED: Final = "accused"
 BEHIND: Final = "classical"  # has no ML-KEM-768, where others do and do not take less
 LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
@@ -190,12 +193,14 @@ class Epochs:
         return Epoch(roster, tuple(order), setup.upload_keys(roster, secret)), refused
 
     def _all(self, step: str, bodies: Mapping[int, bytes], refused: dict[int, str]) -> list[bytes] | None:
-        """The replies in the order of `bodies`, or None if one is missing."""
+        """The replies in the order of `bodies`, or None if one is missing, or complains of another."""
         replies = self._step(step, bodies, SETUP_S, refused)
+        blamed = _blamed(list(bodies), replies)
+        refused |= blamed
         for node in bodies:
             if node not in replies:
                 refused.setdefault(node, SILENT)
-        return [replies[node] for node in bodies] if len(replies) == len(bodies) else None
+        return [replies[node] for node in bodies] if len(replies) == len(bodies) and not blamed else None
 
     def _step(
         self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
@@ -246,6 +251,31 @@ def _malformed(
             log.warning("node %d: %s", order[index], error)
             wrong[order[index]] = "malformed"
     return wrong
+
+
+def _blamed(order: Sequence[int], replies: Mapping[int, bytes]) -> dict[int, str]:
+    """The nodes that are left out for the complaints in `replies`: who has part in most of them, until none is left.
+
+    Of two that stand alone against each other it is the one that complains.
+    """
+    complaints = [(node, peer) for node, body in replies.items() if (peer := _accused(order, node, body)) is not None]
+    accusers, blamed = {node for node, _ in complaints}, dict[int, str]()
+    while complaints:
+        parts = Counter(chain.from_iterable(complaints))
+        worst = max(parts, key=lambda node: (parts[node], node in accusers))
+        blamed[worst] = "identity" if parts[worst] == 1 else ACCUSED
+        complaints = [pair for pair in complaints if worst not in pair]
+    return blamed
+
+
+def _accused(order: Sequence[int], node: int, body: bytes) -> int | None:
+    """The node that `node` complains of in its reply to a step."""
+    try:
+        complaint = wire.Complaint.decode(body)
+    except ProtocolError:
+        return None
+    own = order.index(node)
+    return order[complaint.peer] if complaint.index == own != complaint.peer < len(order) else None
 
 
 def _behind(roster: Roster, order: Sequence[int], unwilling: Mapping[int, str]) -> dict[int, str]:

@@ -122,6 +122,40 @@ def test_a_step_of_the_setup_that_is_none_leaves_out_whoever_sent_it_alone(step:
     assert sorted(world.rounds.train(1).participants) == [1, 2, 4, 5]
 
 
+def junk_capsules(body: bytes, _: Signer) -> bytes:
+    message = wire.Capsules.decode(body)
+    return dataclasses.replace(
+        message, items=tuple(dataclasses.replace(item, mac=bytes(32)) for item in message.items)
+    ).encode()
+
+
+def junk_confirmations(body: bytes, _: Signer) -> bytes:
+    message = wire.Confirmations.decode(body)
+    return dataclasses.replace(message, macs=(bytes(32),) * len(message.macs)).encode()
+
+
+@pytest.mark.parametrize(
+    ("node", "step", "change"),
+    [
+        (1, "roster", junk_capsules),
+        (5, "capsules", junk_confirmations),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(2, 0).encode()),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(0, 1).encode()),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(2, 200).encode()),
+        (3, "confirmations", lambda _body, _sign: wire.Complaint(2, 4).encode()),
+    ],
+    ids=["junk_capsules", "junk_confirmations", "false", "for_another", "of_nobody", "false_at_the_end"],
+)
+def test_keys_that_do_not_hold_and_false_complaints_leave_out_whoever_sent_them_alone(
+    node: int, step: str, change: Callable[[bytes, Signer], bytes]
+) -> None:
+    """Those who were sent keys that do not hold say of whom, or they would be left out themselves, and the run end."""
+    world = World(5)
+    world.apps[node] = make_client_app(Forging(world.places[node], step, change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [other for other in range(1, 6) if other != node]
+
+
 def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() -> None:
     world = World(4)
     world.rounds.profile()
