@@ -260,6 +260,8 @@ def _blamed(order: Sequence[int], replies: Mapping[int, bytes]) -> dict[int, str
     """
     complaints = [(node, peer) for node, body in replies.items() if (peer := _accused(order, node, body)) is not None]
     accusers, blamed = {node for node, _ in complaints}, dict[int, str]()
+    for accuser, accused in complaints:
+        log.warning("node %d complains that node %d does not hold the keys that they agreed on", accuser, accused)
     while complaints:
         parts = Counter(chain.from_iterable(complaints))
         worst = max(parts, key=lambda node: (parts[node], node in accusers))
