@@ -67,14 +67,6 @@ class Pairing:
     keys: Mapping[int, bytes] = field(repr=False)
 
 
-class PeerError(IdentityError):
-    """A member has not shown the key that it should hold; `complaint` tells the coordinator which one, and no more."""
-
-    def __init__(self, message: str, index: int, peer: int) -> None:
-        super().__init__(message)
-        self.complaint = wire.Complaint(index, peer).encode()
-
-
 def make_offer(offer: wire.Offer, sign: Signer) -> bytes:
     return offer.sign(sign).encode()
 
@@ -146,7 +138,7 @@ def encapsulate(
 def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
     """Agree on a key with every member below, check that it holds the same, and prove ours.
 
-    Raises PeerError where one does not, ProtocolError on bytes that are none.
+    Raises wire.PeerError where one does not, ProtocolError on bytes that are none.
     """
     roster, index = pairing.roster, pairing.index
     message = wire.CapsulesFor.decode(capsules_bytes)
@@ -163,7 +155,7 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
         try:
             check_signature(peer.key, capsule, item.signature, peer.name)
         except IdentityError as error:
-            raise PeerError(str(error), index, peer.index) from error
+            raise wire.PeerError(str(error), wire.Complaint(index, peer.index)) from error
         secret = decapsulate(pairing.own, item.ciphertext) if roster.suite == HYBRID else b""
         key = pair_key(pairing.own, peer.ad.exchange, secret, item.ciphertext, roster.digest, peer.index, index)
         _check_mac(key, roster, peer, index, item.mac)
@@ -176,7 +168,7 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
 def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy, title: str = "") -> tuple[Session, Joined]:
     """The session, once every member above has proved its key too. Store it, then append the entry, then go on.
 
-    `title` is what the institution's own people know the run by. Raises PeerError, and ProtocolError, as `confirm`.
+    `title` is what the institution's own people know the run by. Raises as `confirm`.
 
     The ephemeral secrets are not in the session; dropping `pairing` erases them as far as Python can.
     """
@@ -264,4 +256,5 @@ def _capsule_message(roster: Roster, sender: int, recipient: int, ciphertext: by
 
 def _check_mac(key: bytes, roster: Roster, peer: Member, index: int, mac: bytes) -> None:
     if not compare_digest(confirmation(key, roster.digest, peer.index, index), mac):
-        raise PeerError(f"{peer.name}: does not hold the same pairwise key", index, peer.index)
+        complaint = wire.Complaint(index, peer.index)
+        raise wire.PeerError(f"{peer.name}: does not hold the same pairwise key", complaint)

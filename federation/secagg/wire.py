@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import IdentityError, ProtocolError
 from sovfed.federation.secagg.keys import (
     CLASSICAL,
     HYBRID,
@@ -290,7 +290,7 @@ class ConfirmationsFor(Confirmations):
 
 @dataclass(frozen=True)
 class Complaint(Wire):
-    """Member `index` to the coordinator, in the place of an answer: `peer` does not hold the key that it should."""
+    """Member `index` to the coordinator, in the place of an answer: a key or share of `peer` does not hold."""
 
     KIND, LIMIT = 16, 16
     index: int
@@ -302,6 +302,22 @@ class Complaint(Wire):
     @classmethod
     def read(cls, reader: Reader) -> Self:
         return cls(reader.number(1, 0, MAX_HOLDERS - 1), reader.number(1, 0, MAX_HOLDERS - 1))
+
+
+class PeerError(IdentityError):
+    """A peer has not shown the key that it should hold; `complaint` tells the coordinator of whom, and no more."""
+
+    def __init__(self, message: str, complaint: Complaint) -> None:
+        super().__init__(message)
+        self.complaint = complaint
+
+
+class ShareError(ProtocolError):
+    """A dealer's share does not open; `complaint` tells the coordinator of whom, and no more."""
+
+    def __init__(self, message: str, complaint: Complaint) -> None:
+        super().__init__(message)
+        self.complaint = complaint
 
 
 @dataclass(frozen=True)

@@ -258,10 +258,8 @@ def _blamed(order: Sequence[int], replies: Mapping[int, bytes]) -> dict[int, str
 
     Of two that stand alone against each other it is the one that complains.
     """
-    complaints = [(node, peer) for node, body in replies.items() if (peer := _accused(order, node, body)) is not None]
+    complaints = [(node, peer) for node, body in replies.items() if (peer := accused(order, node, body)) is not None]
     accusers, blamed = {node for node, _ in complaints}, dict[int, str]()
-    for accuser, accused in complaints:
-        log.warning("node %d complains that node %d does not hold the keys that they agreed on", accuser, accused)
     while complaints:
         parts = Counter(chain.from_iterable(complaints))
         worst = max(parts, key=lambda node: (parts[node], node in accusers))
@@ -270,14 +268,16 @@ def _blamed(order: Sequence[int], replies: Mapping[int, bytes]) -> dict[int, str
     return blamed
 
 
-def _accused(order: Sequence[int], node: int, body: bytes) -> int | None:
-    """The node that `node` complains of in its reply to a step."""
+def accused(order: Sequence[int], node: int, body: bytes) -> int | None:
+    """The node that `node` complains of in its reply, which is logged; `order` is that of the roster."""
     try:
         complaint = wire.Complaint.decode(body)
     except ProtocolError:
         return None
-    own = order.index(node)
-    return order[complaint.peer] if complaint.index == own != complaint.peer < len(order) else None
+    if not complaint.index == order.index(node) != complaint.peer < len(order):
+        return None
+    log.warning("node %d complains that a key or share of node %d does not hold", node, order[complaint.peer])
+    return order[complaint.peer]
 
 
 def _behind(roster: Roster, order: Sequence[int], unwilling: Mapping[int, str]) -> dict[int, str]:

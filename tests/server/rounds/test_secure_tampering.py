@@ -156,6 +156,27 @@ def test_keys_that_do_not_hold_and_false_complaints_leave_out_whoever_sent_them_
     assert sorted(world.rounds.train(1).participants) == [other for other in range(1, 6) if other != node]
 
 
+def test_whose_shares_open_nowhere_is_named_at_the_coordinator(caplog: pytest.LogCaptureFixture) -> None:
+    """All holders refuse the sum: without their word they alone would be named."""
+    world = World(4)
+    world.rounds.profile()
+
+    class Dealing(Place):
+        def answer(self, request: Request) -> Reply:
+            reply = super().answer(request)
+            if not isinstance(reply, MaskedReply):
+                return reply
+            message = wire.Masked.decode(reply.message.tobytes())
+            junk = dataclasses.replace(message, sealed_self=(bytes(wire.SEALED),) * len(message.sealed_self))
+            return dataclasses.replace(reply, message=np.frombuffer(junk.encode(), np.uint8))
+
+    world.apps[2] = make_client_app(Dealing(world.places[2].trainer))
+    with pytest.raises(CohortError):
+        world.rounds.train(1)
+    told = [record.message for record in caplog.records if "complains" in record.message]
+    assert len(told) >= 3 and all("a key or share of node 2 does" in line for line in told)
+
+
 def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() -> None:
     world = World(4)
     world.rounds.profile()
