@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sovfed.clients.data import Records, check
 from sovfed.clients.data.split import by_content, by_person
+from sovfed.clients.data.tables.words import is_nobody, person_name
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
         table = {name: np.concatenate([values, held_out[name]]) for name, values in table.items()}
     total = len(next(iter(table.values())))
     rows = np.arange(total)
-    names = None if persons is None else [str(person) for person in np.asarray(persons)]
+    names = None if persons is None else [person_name(str(person)) for person in np.asarray(persons)]
     if names is not None and len(names) != total:
         raise DataError(f"task '{task.name}': {len(names)} persons for {total} records")
+    if nobody := sum(map(is_nobody, names or ())):
+        raise DataError(f"task '{task.name}': {nobody} records name no person")
     if test is not None:
         parts = rows[:count], rows[count:]
     elif names is not None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from sovfed.clients.data.files import unreadable
 from sovfed.clients.data.jsonl import SUFFIXES, Jsonl, object_in
+from sovfed.clients.data.tables.words import is_nobody, person_name
 from sovfed.clients.data.token_store import SIDES, Document
 from sovfed.federation.errors import ConfigError, DataError
 
@@ -118,7 +119,7 @@ def _lines(file: Path, keys: Keys) -> Iterator[Document]:
         side = _word(record, keys.side, where, "--split") if keys.side else ""
         if keys.side and side not in SIDES:
             raise DataError(f"{where}: '{keys.side}' is none of {', '.join(SIDES)}")
-        person = _word(record, keys.person, where, "--person") if keys.person else ""
+        person = _person(record, keys.person, where) if keys.person else ""
         yield Document(name, _text(record, keys.text, where), person, side)
 
 
@@ -147,6 +148,14 @@ def _word(record: dict[str, Any], key: str, where: str, option: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{where}: '{key}' is no word or number ({option})")
     return _unicode(str(value))
+
+
+def _person(record: dict[str, Any], key: str, where: str) -> str:
+    """The name of whose text it is, as names in tables are compared. Raises DataError where that is nobody."""
+    name = person_name(_word(record, key, where, "--person"))
+    if is_nobody(name):
+        raise DataError(f"{where}: '{key}' names no person")
+    return name
 
 
 def _unicode(text: str) -> str:

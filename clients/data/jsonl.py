@@ -36,7 +36,7 @@ class Jsonl:
     """The records of one file."""
 
     word = "line"
-    spells_lists = True
+    spells_lists = omits = True
     decimal = "."
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:

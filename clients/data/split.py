@@ -67,7 +67,8 @@ def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
     """Which rows are held out, each told by its content alone: of rows that are alike, the k-th is the k-th of them.
 
     So removing a row moves no other row, or one that nothing tells from the removed. A row's bytes are mixed into 64
-    bits, after splitmix64 (Steele et al. 2014, doi 10.1145/2660193.2660195); of rows that differ hardly two share them.
+    bits, after splitmix64 (Steele et al. 2014, doi 10.1145/2660193.2660195). Rows that differ may be made to share
+    them: such ones are on one side, and none counts as another's like.
     """
     seed = int.from_bytes(hashlib.sha256(f"{salt}/held-out".encode()).digest()[:8], "big")
     count = len(next(iter(table.values()))) if table else 0
@@ -77,7 +78,7 @@ def by_content(salt: str, table: Table) -> npt.NDArray[np.bool_]:
         for name in sorted(table):
             for word in _words(table[name][rows]).T:
                 _stir(mixed[rows], word)
-    _count_alike(mixed)
+    _count_alike(mixed, table)
     held_out = np.empty(count, bool)
     for start in range(0, count, CHUNK):
         held_out[start : start + CHUNK] = _mix(mixed[start : start + CHUNK]) < np.uint64(int(HELD_OUT * 2**64))
@@ -113,8 +114,12 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values
 
 
-def _count_alike(values: npt.NDArray[np.uint64]) -> None:
-    """Move each value on by how many equal ones stand before it, so that all are told apart."""
+def _count_alike(values: npt.NDArray[np.uint64], table: Table) -> None:
+    """Move each value on by how many rows of the very same content stand before it, so that all are told apart.
+
+    Who writes rows can make many that differ share a value with another person's: a count over these would move them
+    all to other sides as that person comes or goes.
+    """
     halves = (values >> np.uint64(32)).astype(np.uint32)  # which sort faster; the few that share one are looked at
     ordered = np.sort(halves)
     several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
@@ -124,7 +129,31 @@ def _count_alike(values: npt.NDArray[np.uint64]) -> None:
         rows = rows[np.argsort(values[rows], kind="stable")]
         first = np.flatnonzero(np.concatenate([[True], values[rows[1:]] != values[rows[:-1]]]))
         counts = np.diff(np.append(first, len(rows)))
-        values[rows] += GOLDEN * (np.arange(len(rows)) - np.repeat(first, counts)).astype(np.uint64)
+        turns = np.arange(len(rows)) - np.repeat(first, counts)
+        unlike = np.add.reduceat(_unlike(table, rows, rows[np.repeat(first, counts)]), first) > 0
+        if unlike.any():
+            places = np.flatnonzero(np.repeat(unlike, counts))
+            turns[places] = _turns(np.hstack([_words(table[name][rows[places]]) for name in sorted(table)]))
+        values[rows] += GOLDEN * turns.astype(np.uint64)
+
+
+def _unlike(table: Table, rows: Indices, others: Indices) -> Indices:
+    """1 for each of `rows` whose content is another than that of the row in its place in `others`, else 0."""
+    unlike = np.zeros(len(rows), np.int64)
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, start + CHUNK)
+        for values in table.values():
+            unlike[part] |= (_words(values[rows[part]]) != _words(values[others[part]])).any(1)
+    return unlike
+
+
+def _turns(words: npt.NDArray[np.uint64]) -> Indices:
+    """How many rows of `words` [n, k] that are the same stand before each."""
+    whole = np.ascontiguousarray(words).view(f"V{8 * words.shape[1]}").ravel()
+    kinds, counts = np.unique(whole, return_inverse=True, return_counts=True)[1:]
+    turns = np.empty(len(words), np.int64)
+    turns[np.argsort(kinds, kind="stable")] = np.arange(len(words)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return turns
 
 
 def by_person(salt: str, persons: Iterable[str]) -> tuple[Indices, Indices]:

@@ -209,6 +209,13 @@ class PrivacyLedger:
             self._append(Spent(release, grant.run, grant.plan.purpose, account.epsilon))
             return Receipt(self.head, before, account.epsilon)
 
+    def digest(self, content: bytes) -> str:
+        """What a release's bytes are told by in its entry.
+
+        They are noised for a sum alone, and few values can be guessed: whoever is shown the ledger must not try them.
+        """
+        return self._file.digest(content)
+
     def check(self, grant: Grant, release: Release, *, asked_in: str) -> None:
         """Raise PrivacyError, before a record is touched, where `spend` would, whatever the release's digest is."""
         with self._lock:

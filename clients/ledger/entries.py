@@ -103,7 +103,7 @@ class Release:
     mechanism: str = choice(MISSING, MECHANISMS)
     clip: float = bounded(low=1e-12, high=1e12)
     config: str = bounded(low=_HEX, high=_HEX)
-    digest: str = bounded(low=_HEX, high=_HEX, doc="SHA-256 of the bytes that leave, hexadecimal")
+    digest: str = bounded(low=_HEX, high=_HEX, doc="HMAC-SHA-256 of what leaves, by the home's key, hexadecimal")
 
     @property
     def stop(self) -> int:

@@ -178,6 +178,10 @@ class LedgerFile:
         """What stands for `text` in entries: 32 hexadecimal digits that only this home can tell it by."""
         return _token(self._key, text)
 
+    def digest(self, content: bytes) -> str:
+        """What `content` is told by in entries: 64 hexadecimal digits by which only this home can try guesses."""
+        return hmac.new(self._key, b"release\n" + content, hashlib.sha256).hexdigest()
+
     def has(self, seq: int, head: str) -> bool:
         return 0 <= seq < len(self._heads) and self._heads[seq] == head
 

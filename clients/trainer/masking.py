@@ -124,18 +124,25 @@ class Masking:
         """The reply to a step of the setup, or to M3. Raises SovfedError, and then nothing is given out."""
         run, body = run_bytes(request.run), request.body.tobytes()
         terms = self._narrowed(request.run, self._terms)
-        match request.step:
-            case "offer":
-                reply = self._join(run, body, terms)
-            case "roster":
-                reply = self._encapsulate(run, body, terms)
-            case "capsules":
-                pairing, reply = setup.confirm(self._begun(run, setup.Pairing), body)
-                self._setups[run] = pairing
-            case "confirmations":
-                reply = self._finish(run, body, request.run)
-            case _:
-                reply = self._reveal(run, body, terms)
+        try:
+            match request.step:
+                case "offer":
+                    reply = self._join(run, body, terms)
+                case "roster":
+                    reply = self._encapsulate(run, body, terms)
+                case "capsules":
+                    pairing, reply = setup.confirm(self._begun(run, setup.Pairing), body)
+                    self._setups[run] = pairing
+                case "confirmations":
+                    reply = self._finish(run, body, request.run)
+                case _:
+                    reply = self._reveal(run, body, terms)
+        except (
+            wire.PeerError,
+            wire.ShareError,
+        ) as error:  # a bare refusal would have this institution left out in the other's place
+            log.warning("run %s, secure aggregation: %s", request.run, error)
+            reply = error.complaint.encode()
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
 
     def check_countersignature(self, request: LedgerRequest) -> None:

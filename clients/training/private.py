@@ -244,7 +244,7 @@ class PrivateTraining:
         return self._steps[clip]
 
     def _spend(self, ledger: PrivacyLedger, grant: Grant, request: PrivateRequest, vector: Vector | Integers) -> None:
-        spent = _release(ledger, grant, request, hashlib.sha256(vector.tobytes()).hexdigest())
+        spent = _release(ledger, grant, request, ledger.digest(vector.tobytes()))
         receipt = ledger.spend(grant, spent, asked_in=whole_run(request.run))
         log.info("round %d: ε %.3f, ledger head %s", request.round, receipt.epsilon_after, receipt.head[:16])
 

@@ -271,8 +271,8 @@ def reveal(
     """This holder's shares for the sum over the survivors named in M3, if it may be revealed.
 
     Raises PrivacyError if another sum of the round was revealed, or one of the same model over others; PolicyError if
-    its survivors are almost those of an earlier sum; PolicyError, IdentityError or ProtocolError on anything else that
-    does not hold.
+    its survivors are almost those of an earlier sum; ShareError where a survivor's share does not open; PolicyError,
+    IdentityError or ProtocolError on anything else that does not hold.
     """
     ask, roster = wire.Ask.decode(ask_bytes), session.roster
     message = wire.Begin.decode(ask.begin)
@@ -293,7 +293,10 @@ def reveal(
 
     own_shares, pair_shares = [], []
     for survivor, item in zip(ask.survivors, ask.items, strict=True):
-        own_share, pairs = _unseal(session, ctx, survivor, item)
+        try:
+            own_share, pairs = _unseal(session, ctx, survivor, item)
+        except ProtocolError as error:
+            raise wire.ShareError(f"{where}: {error}", wire.Complaint(session.index, survivor)) from error
         own_shares.append(own_share)
         peers = [member for member in message.cohort if member != survivor]
         for peer in dropped:

@@ -175,6 +175,18 @@ def generate(entropy: Entropy, *, post_quantum: bool = True) -> Ephemeral:
         return Ephemeral(exchange, None)
 
 
+def check_public(exchange: bytes, kem: bytes) -> None:
+    """Raise ProtocolError for public keys with which nobody can agree on one; `kem` may be b""."""
+    try:
+        x25519.X25519PrivateKey.generate().exchange(x25519.X25519PublicKey.from_public_bytes(exchange))
+        if kem:
+            mlkem.MLKEM768PublicKey.from_public_bytes(kem)
+    except ValueError as error:  # a point of small order, or no key
+        raise ProtocolError("X25519 or ML-KEM-768 public key refused") from error
+    except UnsupportedAlgorithm:  # an old library, which agrees by X25519 alone
+        return
+
+
 def encapsulate(kem_public: bytes) -> tuple[bytes, bytes]:
     """(shared secret, ciphertext) for a peer's ML-KEM-768 key."""
     try:

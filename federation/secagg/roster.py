@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 
 from sovfed.federation.errors import IdentityError, ProtocolError
 from sovfed.federation.secagg import wire
-from sovfed.federation.secagg.keys import Named, PublicKey, check_signature, digest, public_key, u16
+from sovfed.federation.secagg.keys import Named, PublicKey, check_public, check_signature, digest, public_key, u16
 from sovfed.federation.secagg.ring import Ring
 from sovfed.federation.secagg.terms import threshold
 
@@ -106,14 +106,16 @@ def read_ad(offer_bytes: bytes, data: bytes, verify: Callable[[bytes], Named], n
     """The member that advertises `data` in answer to the offer.
 
     Raises IdentityError on a certificate that `verify` refuses, a signature that does not hold, or an advertisement
-    that is expired or for another offer; ProtocolError on bytes that are none.
+    that is for another offer or does not last as long; ProtocolError on bytes that are none, and keys that nobody can
+    use. What all others would refuse the whole roster for is found out here, while its sender alone is left out.
     """
     offer, ad = wire.Offer.decode(offer_bytes), wire.KeyAd.decode(data)
     name, key = verify(ad.certificate).institution, public_key(ad.certificate)
     check_signature(key, ad.signed(), ad.signature, name)
     if ad.offer != digest("offer", offer_bytes):
         raise IdentityError(f"{name}: its keys are for another run or epoch")
-    if not now < ad.expires <= offer.expires:
+    check_public(ad.exchange, ad.kem)
+    if not now < ad.expires == offer.expires:
         raise IdentityError(f"{name}: its keys expire at {ad.expires}, the run at {offer.expires}, it is {now:.0f}")
     return Member(index, name, key, ad)
 

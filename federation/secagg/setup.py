@@ -136,7 +136,10 @@ def encapsulate(
 
 
 def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
-    """Agree on a key with every member below, check that it holds the same, and prove ours."""
+    """Agree on a key with every member below, check that it holds the same, and prove ours.
+
+    Raises wire.PeerError where one does not, ProtocolError on bytes that are none.
+    """
     roster, index = pairing.roster, pairing.index
     message = wire.CapsulesFor.decode(capsules_bytes)
     if (message.roster, message.index, message.suite, len(message.items)) != (
@@ -148,9 +151,11 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
         raise ProtocolError(f"{roster.names[index]}: capsules of another roster, member, suite or number")
     keys, macs = dict(pairing.keys), []
     for peer, item in zip(roster.members, message.items, strict=False):
-        check_signature(
-            peer.key, _capsule_message(roster, peer.index, index, item.ciphertext), item.signature, peer.name
-        )
+        capsule = _capsule_message(roster, peer.index, index, item.ciphertext)
+        try:
+            check_signature(peer.key, capsule, item.signature, peer.name)
+        except IdentityError as error:
+            raise wire.PeerError(str(error), wire.Complaint(index, peer.index)) from error
         secret = decapsulate(pairing.own, item.ciphertext) if roster.suite == HYBRID else b""
         key = pair_key(pairing.own, peer.ad.exchange, secret, item.ciphertext, roster.digest, peer.index, index)
         _check_mac(key, roster, peer, index, item.mac)
@@ -163,7 +168,7 @@ def confirm(pairing: Pairing, capsules_bytes: bytes) -> tuple[Pairing, bytes]:
 def finish(pairing: Pairing, confirmations_bytes: bytes, entropy: Entropy, title: str = "") -> tuple[Session, Joined]:
     """The session, once every member above has proved its key too. Store it, then append the entry, then go on.
 
-    `title` is what the institution's own people know the run by.
+    `title` is what the institution's own people know the run by. Raises as `confirm`.
 
     The ephemeral secrets are not in the session; dropping `pairing` erases them as far as Python can.
     """
@@ -202,11 +207,7 @@ def route_capsules(roster: Roster, replies: Mapping[int, bytes]) -> dict[int, by
     """For every member, the capsules of the members below it, from the replies by index."""
     sent: list[tuple[wire.Capsule, ...]] = []
     for index, reply in _complete(roster, replies):
-        message = wire.Capsules.decode(reply)
-        expected = (roster.digest, index, roster.suite, len(roster.members) - 1 - index)
-        if (message.roster, message.index, message.suite, len(message.items)) != expected:
-            raise ProtocolError(f"{roster.names[index]}: capsules of another roster, member, suite or number")
-        sent.append(message.items)
+        sent.append(read_capsules(roster, index, reply))
     return {
         j: wire.CapsulesFor(roster.digest, j, roster.suite, tuple(sent[i][j - i - 1] for i in range(j))).encode()
         for j in range(len(roster.members))
@@ -217,15 +218,29 @@ def route_confirmations(roster: Roster, replies: Mapping[int, bytes]) -> dict[in
     """For every member, the confirmations of the members above it, from the replies by index."""
     sent: list[tuple[bytes, ...]] = []
     for index, reply in _complete(roster, replies):
-        message = wire.Confirmations.decode(reply)
-        if (message.roster, message.index, len(message.macs)) != (roster.digest, index, index):
-            raise ProtocolError(f"{roster.names[index]}: confirmations of another roster, member or number")
-        sent.append(message.macs)
+        sent.append(read_confirmations(roster, index, reply))
     count = len(roster.members)
     return {
         i: wire.ConfirmationsFor(roster.digest, i, tuple(sent[j][i] for j in range(i + 1, count))).encode()
         for i in range(count)
     }
+
+
+def read_capsules(roster: Roster, index: int, reply: bytes) -> tuple[wire.Capsule, ...]:
+    """What member `index` sends to those above it. Raises ProtocolError."""
+    message = wire.Capsules.decode(reply)
+    expected = (roster.digest, index, roster.suite, len(roster.members) - 1 - index)
+    if (message.roster, message.index, message.suite, len(message.items)) != expected:
+        raise ProtocolError(f"{roster.names[index]}: capsules of another roster, member, suite or number")
+    return message.items
+
+
+def read_confirmations(roster: Roster, index: int, reply: bytes) -> tuple[bytes, ...]:
+    """What member `index` sends to those below it. Raises ProtocolError."""
+    message = wire.Confirmations.decode(reply)
+    if (message.roster, message.index, len(message.macs)) != (roster.digest, index, index):
+        raise ProtocolError(f"{roster.names[index]}: confirmations of another roster, member or number")
+    return message.macs
 
 
 def _complete(roster: Roster, replies: Mapping[int, bytes]) -> list[tuple[int, bytes]]:
@@ -241,4 +256,5 @@ def _capsule_message(roster: Roster, sender: int, recipient: int, ciphertext: by
 
 def _check_mac(key: bytes, roster: Roster, peer: Member, index: int, mac: bytes) -> None:
     if not compare_digest(confirmation(key, roster.digest, peer.index, index), mac):
-        raise IdentityError(f"{peer.name}: does not hold the same pairwise key")
+        complaint = wire.Complaint(index, peer.index)
+        raise wire.PeerError(f"{peer.name}: does not hold the same pairwise key", complaint)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
-from sovfed.federation.errors import ProtocolError
+from sovfed.federation.errors import IdentityError, ProtocolError
 from sovfed.federation.secagg.keys import (
     CLASSICAL,
     HYBRID,
@@ -286,6 +286,38 @@ class ConfirmationsFor(Confirmations):
     """Coordinator to member `index`: the MACs of all members above it, in order."""
 
     KIND = 7
+
+
+@dataclass(frozen=True)
+class Complaint(Wire):
+    """Member `index` to the coordinator, in the place of an answer: a key or share of `peer` does not hold."""
+
+    KIND, LIMIT = 16, 16
+    index: int
+    peer: int
+
+    def body(self) -> bytes:
+        return bytes((self.index, self.peer))
+
+    @classmethod
+    def read(cls, reader: Reader) -> Self:
+        return cls(reader.number(1, 0, MAX_HOLDERS - 1), reader.number(1, 0, MAX_HOLDERS - 1))
+
+
+class PeerError(IdentityError):
+    """A peer has not shown the key that it should hold; `complaint` tells the coordinator of whom, and no more."""
+
+    def __init__(self, message: str, complaint: Complaint) -> None:
+        super().__init__(message)
+        self.complaint = complaint
+
+
+class ShareError(ProtocolError):
+    """A dealer's share does not open; `complaint` tells the coordinator of whom, and no more."""
+
+    def __init__(self, message: str, complaint: Complaint) -> None:
+        super().__init__(message)
+        self.complaint = complaint
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,10 @@ class _Console:
         app.add_exception_handler(404, self._missing)
 
     def _visitor(self, request: Request) -> Visitor:
-        """Whoever is logged in. A user who was removed, or has another role now, is known as that from here on."""
+        """Whoever is logged in. A user who was removed, or written anew with a password or role, logs in again."""
         session = self._sessions.get(request.cookies.get(self.cookie, ""))
         user = read_users(self._home).get(session.name) if session else None
-        if session is None or user is None:
+        if session is None or user is None or user.digest != session.digest:
             raise LoginNeededError
         request.state.visitor = Visitor(session, user)
         return Visitor(session, user)
@@ -135,7 +135,7 @@ class _Console:
         log.info("%s logged in from %s", form["name"], address)
         answer = RedirectResponse("/", 303)
         self._sessions.end(request.cookies.get(self.cookie, ""))
-        self._set(answer, self.cookie, self._sessions.begin(form["name"]), int(LONGEST_S))
+        self._set(answer, self.cookie, self._sessions.begin(form["name"], user.digest), int(LONGEST_S))
         return answer
 
     def _check(self, name: str, password: str) -> User:

@@ -16,9 +16,10 @@ MOST: Final = 256  # sessions; the oldest ends
 
 @dataclass
 class Session:
-    """Who is logged in, and the token that their forms must carry."""
+    """Who is logged in, by which password's digest, and the token that their forms must carry."""
 
     name: str
+    digest: str
     csrf: str
     begun: float
     used: float
@@ -31,13 +32,13 @@ class Sessions:
         self._clock, self._lock = clock, threading.Lock()
         self._sessions: dict[str, Session] = {}
 
-    def begin(self, name: str) -> str:
-        """The secret of a new session."""
+    def begin(self, name: str, digest: str) -> str:
+        """The secret of a new session of whoever has shown the password of `digest`."""
         token, now = secrets.token_urlsafe(32), self._clock()
         with self._lock:
             while len(self._sessions) >= MOST:
                 del self._sessions[next(iter(self._sessions))]
-            self._sessions[token] = Session(name, secrets.token_urlsafe(32), now, now)
+            self._sessions[token] = Session(name, digest, secrets.token_urlsafe(32), now, now)
         return token
 
     def get(self, token: str) -> Session | None:

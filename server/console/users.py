@@ -52,7 +52,10 @@ def read_users(home: Path) -> dict[str, User]:
 
 
 def add_user(home: Path, name: str, role: str, password: str) -> None:
-    """Write the user, in the place of one of that name. Raises ConfigError for a name or password that will not do."""
+    """Write the user, in the place of one of that name, whose open sessions end with their next request.
+
+    Raises ConfigError for a name or password that will not do.
+    """
     if not NAME.fullmatch(name) or len(name) > 64:
         raise ConfigError(f"a user's name must be 1 to 64 {NAME_IN_WORDS}, got {name[:80]!a}")
     if not LEAST <= len(password) <= MOST:

@@ -10,7 +10,9 @@ import dataclasses
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 SETUP_TRIES: Final = 3  # epochs, each without those that failed in the last
 SETUP_S: Final = 60.0  # longest wait for one step of the setup
 SILENT: Final = "no answer"
+ACCUSED: Final = "accused"
+BEHIND: Final = "classical"  # has no ML-KEM-768, where others do and do not take less
 LOST: Final = {SILENT, "service", "protocol"}  # why one is left out that restarted in the middle of a setup
 LIFETIME_S: Final = 7 * 86400  # of a roster's keys
 
@@ -167,18 +171,19 @@ class Epochs:
         if len(order) < self._min_cohort:
             return None, refused
         roster, listing = setup.gather(offer, [ads[node] for node in order], self._identity.verify, self._clock())
-        capsules = self._all("roster", dict.fromkeys(order, listing), refused)
+        unwilling: dict[int, str] = {}
+        capsules = self._all("roster", dict.fromkeys(order, listing), unwilling)
         if capsules is None:
+            return None, refused | (_behind(roster, order, unwilling) or unwilling)
+        if malformed := _malformed(roster, order, capsules, setup.read_capsules):
+            return None, refused | malformed
+        bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
+        confirmations = self._all("capsules", bodies, refused)
+        if confirmations is None:
             return None, refused
-        try:
-            bodies = _by_node(order, setup.route_capsules(roster, dict(enumerate(capsules))))
-            confirmations = self._all("capsules", bodies, refused)
-            if confirmations is None:
-                return None, refused
-            bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
-        except ProtocolError as error:
-            log.warning("secure aggregation, epoch %d: %s", self._epochs, error)
-            return None, refused
+        if malformed := _malformed(roster, order, confirmations, setup.read_confirmations):
+            return None, refused | malformed
+        bodies = _by_node(order, setup.route_confirmations(roster, dict(enumerate(confirmations))))
         if self._all("confirmations", bodies, refused) is None:
             return None, refused
         log.info(
@@ -188,12 +193,14 @@ class Epochs:
         return Epoch(roster, tuple(order), setup.upload_keys(roster, secret)), refused
 
     def _all(self, step: str, bodies: Mapping[int, bytes], refused: dict[int, str]) -> list[bytes] | None:
-        """The replies in the order of `bodies`, or None if one is missing."""
+        """The replies in the order of `bodies`, or None if one is missing, or complains of another."""
         replies = self._step(step, bodies, SETUP_S, refused)
+        blamed = _blamed(list(bodies), replies)
+        refused |= blamed
         for node in bodies:
             if node not in replies:
                 refused.setdefault(node, SILENT)
-        return [replies[node] for node in bodies] if len(replies) == len(bodies) else None
+        return [replies[node] for node in bodies] if len(replies) == len(bodies) and not blamed else None
 
     def _step(
         self, step: str, bodies: Mapping[int, bytes], timeout_s: float, refused: dict[int, str] | None = None
@@ -230,3 +237,52 @@ class Epochs:
 
 def _by_node(order: Sequence[int], bodies: Mapping[int, bytes]) -> dict[int, bytes]:
     return {order[index]: body for index, body in bodies.items()}
+
+
+def _malformed(
+    roster: Roster, order: Sequence[int], replies: Sequence[bytes], read: Callable[[Roster, int, bytes], object]
+) -> dict[int, str]:
+    """The nodes whose replies to a step are none: they alone are left out."""
+    wrong: dict[int, str] = {}
+    for index, reply in enumerate(replies):
+        try:
+            read(roster, index, reply)
+        except ProtocolError as error:
+            log.warning("node %d: %s", order[index], error)
+            wrong[order[index]] = "malformed"
+    return wrong
+
+
+def _blamed(order: Sequence[int], replies: Mapping[int, bytes]) -> dict[int, str]:
+    """The nodes that are left out for the complaints in `replies`: who has part in most of them, until none is left.
+
+    Of two that stand alone against each other it is the one that complains.
+    """
+    complaints = [(node, peer) for node, body in replies.items() if (peer := accused(order, node, body)) is not None]
+    accusers, blamed = {node for node, _ in complaints}, dict[int, str]()
+    while complaints:
+        parts = Counter(chain.from_iterable(complaints))
+        worst = max(parts, key=lambda node: (parts[node], node in accusers))
+        blamed[worst] = "identity" if parts[worst] == 1 else ACCUSED
+        complaints = [pair for pair in complaints if worst not in pair]
+    return blamed
+
+
+def accused(order: Sequence[int], node: int, body: bytes) -> int | None:
+    """The node that `node` complains of in its reply, which is logged; `order` is that of the roster."""
+    try:
+        complaint = wire.Complaint.decode(body)
+    except ProtocolError:
+        return None
+    if not complaint.index == order.index(node) != complaint.peer < len(order):
+        return None
+    log.warning("node %d complains that a key or share of node %d does not hold", node, order[complaint.peer])
+    return order[complaint.peer]
+
+
+def _behind(roster: Roster, order: Sequence[int], unwilling: Mapping[int, str]) -> dict[int, str]:
+    """Where policies forbid the roster and some members have lesser keys than others: these, in the others' place."""
+    suites = [member.ad.suite for member in roster.members]
+    if "policy" not in unwilling.values():
+        return {}
+    return {node: BEHIND for node, suite in zip(order, suites, strict=True) if suite < max(suites)}

@@ -25,6 +25,8 @@ ADVICE: Final = {
     "privacy": f"{_LOG} and `sovfed client ledger show` says what is left and which run reserves it",
     "needs-privacy": "start it with privacy=distributed, or ask their operators, who set require_privacy",
     "failed": "ask their operators, whose `sovfed client logs trainer` says why",
+    "accused": "several others complain that it does not hold the keys that it agreed on, or it complains of several",
+    "classical": "they have no ML-KEM-768, and others take no less: update sovfed there",
     "protocol": "they cannot read the run's order: update the older side's sovfed",
     APPROVERS: "people of the agency have to approve it first: `sovfed run propose`, `approve`, `start --proposed`",
     FORM: "what they add up has another form than here: update the older side's sovfed",

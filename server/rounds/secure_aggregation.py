@@ -53,7 +53,7 @@ from sovfed.federation.secagg.shares import MAX_HOLDERS
 from sovfed.federation.wire.grids import StreamingGrid
 from sovfed.server.rounds.aggregation import Total, ask, silent
 from sovfed.server.rounds.downlink import WHOLE, Downlink
-from sovfed.server.rounds.epochs import Epoch, Epochs
+from sovfed.server.rounds.epochs import Epoch, Epochs, accused
 from sovfed.server.rounds.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ class SecureAggregation(Epochs):
             open_ = [node for node in epoch.nodes if node not in answered and node not in refused]
             bodies = {node: asks[epoch.nodes.index(node)] for node in open_ if node in present}
             try:
-                aggregate = self._ask_holders(round_, bodies, answered, refused)
+                aggregate = self._ask_holders(round_, epoch.nodes, bodies, answered, refused)
             except ProtocolError as error:
                 reason = str(error)
             possible = len(epoch.nodes) - len(refused) >= epoch.roster.threshold
@@ -302,9 +302,12 @@ class SecureAggregation(Epochs):
         return aggregate, "" if aggregate is not None else reason or _missing(epoch, answered, refused)
 
     def _ask_holders(
-        self, round_: Round, bodies: Mapping[int, bytes], answered: set[int], refused: dict[int, str]
-    ) -> Aggregate | None:
+        self, round_: Round, nodes: Sequence[int], bodies: Mapping[int, bytes], answered: set[int],
+        refused: dict[int, str],
+    ) -> Aggregate | None:  # fmt: skip
         """The sum, as soon as the shares that are in give it: `bodies` go to all, and who is slow is not waited for.
+
+        `nodes` are those of the roster, in its order.
 
         Adds to `answered` and to `refused`. Raises ProtocolError as `Round.solve` does.
         """
@@ -313,6 +316,9 @@ class SecureAggregation(Epochs):
         for node, reply in self._answers("reveal", bodies, REVEAL_S, refused, enough):
             if aggregate is not None:
                 continue  # it came in the meantime
+            if accused(nodes, node, reply) is not None:
+                refused[node] = "identity"
+                continue
             try:
                 round_.answer(reply)
                 answered.add(node)

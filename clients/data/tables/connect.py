@@ -18,6 +18,7 @@ from sovfed.clients.data.tables.report import Report
 from sovfed.clients.data.tables.source import Restart, not_private, whole
 from sovfed.federation.errors import DataError
 from sovfed.federation.schema import nearest
+from sovfed.federation.tasks.columns import REFUSE
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def connector(open_: Open, suffixes: tuple[str, ...], reads: tuple[str, ...] | N
 
     def obstacle(task: Task, config: DataConfig) -> str:
         own = renamed(own_columns(task.schema, config))
-        source = open_(config, _names(task.schema, own))
+        source = _opened(task.schema, config, open_, own)
         places = locate(task.schema, source.header, config, source.where, renamed=own)
         reason = not_private(places, source)
         return reason and f"{source.where}: {reason}"
@@ -66,8 +67,21 @@ def read_rows(
 ) -> TableRead:
     """The rows of one site. Raises DataError."""
     own = own_columns(schema, config)
-    source = open_(config, _names(schema, renamed(own)))
+    source = _opened(schema, config, open_, renamed(own))
     return read_table(schema, source, config, targets=targets, files=files, keep=keep, own=own)
+
+
+def _opened(schema: Schema, config: DataConfig, open_: Open, own: Mapping[str, str]) -> Source:
+    """The table. Where records leave out what they lack, a column that may be missing is there though none has it.
+
+    Else it would hang on the one record that has it whether all others can be read.
+    """
+    source = open_(config, _names(schema, own))
+    if getattr(source, "omits", False):
+        index = Index(source.header, source.where)
+        optional = (own.get(column.name, column.name) for column in schema.columns if column.missing != REFUSE)
+        source.header = (*source.header, *(name for name in optional if index.place(name) is None))
+    return source
 
 
 def file_of(config: DataConfig, suffixes: tuple[str, ...]) -> Path:

@@ -30,7 +30,8 @@ class Source(Protocol):
     """A table. `header` has its columns' names, `word` says what a line number counts.
 
     It may have `guessed`, what was told from its records (`not_private`), and `expected`, about how many rows it has;
-    `spells_lists` says that its cells are of `values.cells_of`, so that lists of numbers come as their JSON.
+    `spells_lists` says that its cells are of `values.cells_of`, so that lists of numbers come as their JSON; `omits`
+    that a record may leave out what it lacks, so that `header` is what some records have.
     """
 
     where: str

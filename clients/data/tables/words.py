@@ -64,6 +64,11 @@ def person_name(cell: str) -> str:
     return " ".join(unicodedata.normalize("NFC", cell).split())
 
 
+def is_nobody(name: str) -> bool:
+    """Whether a name, as it is compared, stands for none: all such rows would be one person's."""
+    return name.lower() in NOBODY
+
+
 @dataclass(frozen=True)
 class Rules:
     """How an institution's cells are written, as its settings declare it."""

@@ -45,6 +45,17 @@ def test_a_person_stays_on_one_side() -> None:
     assert result.not_private == ""
 
 
+def test_a_person_whose_name_is_written_in_several_ways_is_one() -> None:
+    names = ["Zoë", "Zoe\u0308", " Zoë", "A  B", "A B"]
+    assert records(TASK, (X[:5], Y[:5]), persons=names).persons.tolist() == [1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("nobody", [None, float("nan"), "", " ", "NULL"])
+def test_records_of_nobody_are_refused_and_are_not_one_person(nobody: object) -> None:
+    with pytest.raises(DataError, match="2 records name no person"):
+        records(TASK, (X[:4], Y[:4]), persons=np.array(["a", nobody, "b", nobody], object))
+
+
 def test_without_persons_there_is_no_private_run() -> None:
     assert "who is a person" in records(TASK, (X, Y)).not_private
     assert records(ALONE, (X, Y)).not_private == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from tests.clients.data.cases import AGE, DOSE, ILL, NAMELESS, SMALL, rows, task
 from tests.clients.data.csv_files import LINES, PLAIN, load, sides
 
 from sovfed.clients.data import check_private_data, load_records
+from sovfed.clients.data.split import by_content
 from sovfed.federation.errors import DataError, PrivacyError
+
+STIR = 0xBF58476D1CE4E5B9  # by which a row's bits are mixed
 
 
 def test_a_name_written_in_several_ways_is_one_person(tmp_path: Path) -> None:
@@ -36,8 +40,6 @@ def test_a_file_is_split_by_person(tmp_path: Path) -> None:
 
 def test_who_is_held_out_is_settled_by_the_task_and_the_name_alone(tmp_path: Path) -> None:
     """SHA-256 of "small/held-out/p0" … begins with a number below 0.3 of all for these of ten names (by sha256sum)."""
-    import hashlib
-
     text = "age,dose,ill,patient\n" + "".join(f"5{row},1,0,p{row}\n" for row in range(10))
     records = load(written(tmp_path, text), SMALL)
     firsts = [hashlib.sha256(f"small/held-out/p{row}".encode()).hexdigest()[:4] for row in range(10)]
@@ -55,6 +57,39 @@ def test_a_row_less_moves_no_other_row_to_the_other_side(tmp_path: Path, gone: i
     for row in less:
         whole.remove(row)
     assert whole == [[*map(float, LINES[gone].split(","))]]
+
+
+def test_rows_that_differ_and_share_the_bits_they_are_mixed_into_are_not_counted_as_alike() -> None:
+    """As whole numbers in a few columns do by chance, and as many as one likes that somebody has made for it."""
+    values = np.random.default_rng(0).integers(0, 3, (4000, 4)).astype(np.float32)
+    whole = by_content("small", {"numbers": values})
+    for gone in range(40):
+        others = np.delete(values, gone, 0)
+        unlike = (others != values[gone]).any(1)
+        less = by_content("small", {"numbers": others})
+        assert (np.delete(whole, gone)[unlike] == less[unlike]).all()
+        alike = ~(values != values[gone]).any(1)
+        assert abs(int(whole[alike].sum()) - int(less[~unlike].sum())) <= 1
+
+
+def test_a_row_made_to_share_its_bits_with_another_persons_stays_on_its_side() -> None:
+    values, made = np.random.default_rng(1).random((1, 4), np.float32), []
+    seed = int.from_bytes(hashlib.sha256(b"small/held-out").digest()[:8], "big")
+    end = _stirred(_stirred(seed, values[0, :2]), values[0, 2:])
+    for first in np.random.default_rng(2).random((4000, 2), np.float32):
+        rest = np.array([(end ^ end >> 32) * pow(STIR, -1, 2**64) % 2**64 ^ _stirred(seed, first)], "<u8").view("<f4")
+        if (rest >= 0).all() and (rest <= 1).all():
+            made.append([*first, *rest])
+    rows = np.array(made, np.float32)
+    assert len(rows) > 100
+    with_it = by_content("small", {"numbers": np.concatenate([values, rows])})
+    assert (with_it[1:] == by_content("small", {"numbers": rows})).all()
+
+
+def _stirred(state: int, values: np.ndarray) -> int:
+    """The state of a row after its next two numbers, as `split.by_content` mixes them."""
+    state = (state ^ int(values.view("<u8")[0])) * STIR % 2**64
+    return state ^ state >> 32
 
 
 def test_who_is_a_person_is_declared_and_never_counted(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.clients.data.cases import AGE, ILL, SMALL, rows, task_of, written
 
-from sovfed.clients.data import load_records, natural_sites
+from sovfed.clients.data import check_private_data, load_records, natural_sites
 from sovfed.clients.data.jsonl import MAX_LINE, ROWS, Jsonl
 from sovfed.clients.data.tables.report import Report
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import DataError
-from sovfed.federation.tasks.columns import Column
+from sovfed.federation.tasks.columns import Column, number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,21 @@ def test_a_key_is_a_column(tmp_path: Path, packed: bool) -> None:
     records = load_records(SMALL, config)
     assert rows(records) == [[50.5, 1.25, 0], [61, 0.5, 1], [47, 2, 0]]
     assert records.persons.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("place", [2, 150])
+def test_whether_all_others_are_read_does_not_hang_on_the_one_record_that_has_a_key(tmp_path: Path, place: int) -> None:
+    """As exports leave out what was not measured: who goes must take nobody else out of a private sum."""
+    task = task_of(AGE, number("iron", 0, 500, missing="constant", fill=1.0), ILL, person="patient")
+    records: list[dict[str, object]] = [{"age": row % 90, "ill": row % 2, "patient": f"p{row}"} for row in range(200)]
+    records[place]["iron"] = 80
+    read = []
+    for kept in (records, records[:place] + records[place + 1 :]):
+        config = written(tmp_path, "\n".join(map(json.dumps, kept)), "x.jsonl", source="jsonl")
+        check_private_data(task, config)
+        read.append(rows(load_records(task, config)))
+    assert read[0].pop(place)[1] == 80
+    assert str(read[0]) == str(read[1])
 
 
 def test_text_is_stored_as_bytes(tmp_path: Path) -> None:

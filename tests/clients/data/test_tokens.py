@@ -246,6 +246,24 @@ def test_a_key_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> 
     assert [each.name for each in documents_in([file], Keys("Inhalt", "Nr", named=True))] == ["7"]
 
 
+def test_a_person_whose_name_is_written_in_several_ways_is_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Else each spelling would have a person's privacy of its own, and a side of its own."""
+    names = ["Zoë", "Zoe\u0308", " Zoë", "Zoë\u00a0", "A  B", "A B"]
+    lines = [json.dumps({"text": text, "who": name}) for text, name in zip(TEXTS, names, strict=False)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    counts = write_store(tmp_path / "store", documents_in([path], Keys(person="who")), tokenizer, Rules())
+    assert (counts.documents, counts.persons) == (6, 2)
+
+
+@pytest.mark.parametrize("name", ["", "NaN", " ", "<NA>", "null"])
+def test_a_text_of_nobody_is_refused_where_persons_are_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": "a text", "who": who}) + "\n" for who in ("ann", name)))
+    with pytest.raises(DataError, match="line 2: 'who'"):
+        list(documents_in([path], Keys(person="who")))
+
+
 def test_a_table_is_no_document_and_what_a_folder_has_besides_is_counted(tmp_path: Path) -> None:
     """Its rows, with whose they are, would be one text."""
     table = tmp_path / "archive.csv"

@@ -20,7 +20,7 @@ from torch import nn
 from sovfed.clients.data import load_records
 from sovfed.clients.ledger.book import PrivacyLedger, replay
 from sovfed.clients.ledger.entries import Budget, History
-from sovfed.clients.ledger.file import create_ledger, read_ledger
+from sovfed.clients.ledger.file import create_ledger, ledger_path, read_ledger
 from sovfed.clients.trainer.books import Books
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.clients.training.local import LocalTraining
@@ -60,6 +60,17 @@ def training(ledger: PrivacyLedger | None) -> PrivateTraining:
 
 def history(home: Path) -> History:
     return replay(read_ledger(home, DATASET)[0])
+
+
+def test_nobody_who_is_shown_the_ledger_can_try_what_a_release_was(ledger: PrivacyLedger, tmp_path: Path) -> None:
+    """Its noise is for the sum: with its own share alone it tells more of a person than what was charged."""
+    vector = training(ledger).update(REQUEST, ROOM).vector
+    shown = ledger_path(tmp_path, DATASET).read_text()  # what `ledger export` gives an auditor
+    ((_, spent),) = history(tmp_path).spends
+    assert spent.release.digest in shown
+    for word in (vector.tobytes(), b"release\n" + vector.tobytes()):
+        assert hashlib.sha256(word).hexdigest() not in shown
+    assert ledger.digest(vector.tobytes()) == spent.release.digest
 
 
 @pytest.mark.parametrize("mechanism", ["distributed", "silo", "institution"])

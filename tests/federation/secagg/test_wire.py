@@ -22,6 +22,7 @@ EXAMPLES: list[wire.Wire] = [
     wire.CapsulesFor(H, 2, CLASSICAL, (wire.Capsule(b"", H, S),)),
     wire.Confirmations(H, 2, (H, H)),
     wire.ConfirmationsFor(H, 0, ()),
+    wire.Complaint(3, 0),
     BEGIN,
     wire.Masked(H, 1, bytes(64), H, H, (H[:16],) * 2, (S[:48],) * 3, (bytes(80),) * 3, S),
     wire.Ask(S, BEGIN.encode(), 4, (0, 2), (wire.Survivor(H, S[:48], b""),) * 2),

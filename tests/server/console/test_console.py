@@ -237,6 +237,8 @@ def test_whoever_is_removed_or_logs_out_is_out_with_the_next_request(home: Path,
         log_in(otto, "otto"), log_in(anna)
         assert "otto (operator)" in otto.get("/").text
         add_user(home, "otto", "viewer", PASSWORD)
+        assert otto.get("/").status_code == 303
+        log_in(otto, "otto")
         assert "otto (viewer)" in otto.get("/").text
         remove_user(home, "otto")
         assert otto.get("/").status_code == 303
@@ -246,10 +248,25 @@ def test_whoever_is_removed_or_logs_out_is_out_with_the_next_request(home: Path,
         assert anna.get("/").status_code == 303
 
 
+def test_a_session_that_was_stolen_ends_with_the_password_that_it_was_begun_with(home: Path, address: str) -> None:
+    add_user(home, "mara", "operator", PASSWORD)
+    with browser(address) as thief, browser(address) as mara:
+        log_in(thief, "mara")
+        token = field(thief.get("/runs/heart-2").text, "csrf")
+        add_user(home, "mara", "operator", PASSWORD + " anew")
+        assert thief.post("/runs/heart-2/stop", data={"csrf": token}).headers["location"] == "/login"
+        assert thief.get("/").headers["location"] == "/login"
+        assert log_in(mara, "mara", PASSWORD + " anew").headers["location"] == "/"
+        remove_user(home, "mara")
+        add_user(home, "mara", "viewer", PASSWORD + " of another Mara")
+        assert mara.get("/").status_code == 303
+    remove_user(home, "mara")
+
+
 def test_sessions_end_when_they_are_idle_or_old() -> None:
     now = [0.0]
     sessions = Sessions(lambda: now[0])
-    idle, busy = sessions.begin("anna"), sessions.begin("anna")
+    idle, busy = sessions.begin("anna", "d"), sessions.begin("anna", "d")
     for now[0] in range(0, int(LONGEST_S), int(IDLE_S)):
         assert sessions.get(busy)
     assert sessions.get(idle) is None and sessions.get("") is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +31,9 @@ from sovfed.federation.messages import (
     SecaggReply,
     TrainRequest,
 )
+from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.files import FileStore, create_journal
+from sovfed.federation.secagg.keys import CLASSICAL, KEM_PUBLIC_BYTES, Signer
 from sovfed.federation.wire.flower import from_records
 from sovfed.server.rounds import secure_aggregation
 
@@ -66,6 +71,111 @@ def test_keys_that_are_not_signed_leave_out_whoever_sent_them_alone() -> None:
     pinned = store.history.pinned
     assert pinned is not None
     assert (pinned.clip, pinned.max_weight) == (world.config.secagg.clip, world.config.secagg.max_weight)
+
+
+class Forging(Place):
+    """An institution that changes its reply to a step of a setup, and signs what is signed."""
+
+    def __init__(self, place: Place, step: str, change: Callable[[bytes, Signer], bytes]) -> None:
+        super().__init__(place.trainer)
+        self._step, self._change = step, change
+
+    def answer(self, request: Request) -> Reply:
+        reply = super().answer(request)
+        if not isinstance(reply, SecaggReply) or reply.step != self._step:
+            return reply
+        sign = self.trainer._masking._open()[0].sign  # type: ignore[union-attr]
+        return dataclasses.replace(reply, body=np.frombuffer(self._change(reply.body.tobytes(), sign), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"expires": int(time.time()) + 3_600},
+        {"exchange": bytes(32)},
+        {"kem": b"\xff" * KEM_PUBLIC_BYTES},
+        {"suite": CLASSICAL, "kem": b""},
+    ],
+    ids=["that_end_sooner", "of_small_order", "that_are_none", "without_ml_kem"],
+)
+def test_keys_that_all_others_would_refuse_leave_out_whoever_sent_them_alone(fields: dict[str, Any]) -> None:
+    """Else all others are left out in its place, and the run ends with them blamed."""
+    world = World(5)
+
+    def change(body: bytes, sign: Signer) -> bytes:
+        return dataclasses.replace(wire.KeyAd.decode(body), **fields).sign(sign).encode()
+
+    world.apps[5] = make_client_app(Forging(world.places[5], "offer", change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("step", "kind"), [("roster", wire.Capsules), ("capsules", wire.Confirmations)])
+def test_a_step_of_the_setup_that_is_none_leaves_out_whoever_sent_it_alone(step: str, kind: type[Any]) -> None:
+    world = World(5)
+
+    def change(body: bytes, _: Signer) -> bytes:
+        other: bytes = dataclasses.replace(kind.decode(body), roster=bytes(32)).encode()
+        return other
+
+    world.apps[3] = make_client_app(Forging(world.places[3], step, change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [1, 2, 4, 5]
+
+
+def junk_capsules(body: bytes, _: Signer) -> bytes:
+    message = wire.Capsules.decode(body)
+    return dataclasses.replace(
+        message, items=tuple(dataclasses.replace(item, mac=bytes(32)) for item in message.items)
+    ).encode()
+
+
+def junk_confirmations(body: bytes, _: Signer) -> bytes:
+    message = wire.Confirmations.decode(body)
+    return dataclasses.replace(message, macs=(bytes(32),) * len(message.macs)).encode()
+
+
+@pytest.mark.parametrize(
+    ("node", "step", "change"),
+    [
+        (1, "roster", junk_capsules),
+        (5, "capsules", junk_confirmations),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(2, 0).encode()),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(0, 1).encode()),
+        (3, "capsules", lambda _body, _sign: wire.Complaint(2, 200).encode()),
+        (3, "confirmations", lambda _body, _sign: wire.Complaint(2, 4).encode()),
+    ],
+    ids=["junk_capsules", "junk_confirmations", "false", "for_another", "of_nobody", "false_at_the_end"],
+)
+def test_keys_that_do_not_hold_and_false_complaints_leave_out_whoever_sent_them_alone(
+    node: int, step: str, change: Callable[[bytes, Signer], bytes]
+) -> None:
+    """Those who were sent keys that do not hold say of whom, or they would be left out themselves, and the run end."""
+    world = World(5)
+    world.apps[node] = make_client_app(Forging(world.places[node], step, change))
+    world.rounds.profile()
+    assert sorted(world.rounds.train(1).participants) == [other for other in range(1, 6) if other != node]
+
+
+def test_whose_shares_open_nowhere_is_named_at_the_coordinator(caplog: pytest.LogCaptureFixture) -> None:
+    """All holders refuse the sum: without their word they alone would be named."""
+    world = World(4)
+    world.rounds.profile()
+
+    class Dealing(Place):
+        def answer(self, request: Request) -> Reply:
+            reply = super().answer(request)
+            if not isinstance(reply, MaskedReply):
+                return reply
+            message = wire.Masked.decode(reply.message.tobytes())
+            junk = dataclasses.replace(message, sealed_self=(bytes(wire.SEALED),) * len(message.sealed_self))
+            return dataclasses.replace(reply, message=np.frombuffer(junk.encode(), np.uint8))
+
+    world.apps[2] = make_client_app(Dealing(world.places[2].trainer))
+    with pytest.raises(CohortError):
+        world.rounds.train(1)
+    told = [record.message for record in caplog.records if "complains" in record.message]
+    assert len(told) >= 3 and all("a key or share of node 2 does" in line for line in told)
 
 
 def test_a_coordinator_that_sends_another_model_than_it_announced_gets_no_sum() -> None:
