@@ -168,12 +168,12 @@ def test_evaluation_counts_the_held_out_records_only() -> None:
 def test_rounds_are_evaluated_on_a_fixed_sample_and_the_end_of_a_run_on_all(most: int) -> None:
     model, held_out = initial_vector(TASK, 3), len(RECORDS.test)
     sampled = Learner(TASK, RECORDS, site="0", device="cpu", evaluation_records=most)
-    told = [sampled.learn(_request(round=number, model=model), None).evaluation for number in (1, 2)]
-    np.testing.assert_array_equal(*told)
+    told, again = (sampled.learn(_request(round=number, model=model), None).evaluation for number in (1, 2))
+    np.testing.assert_array_equal(told, again)
     rows = evenly(RECORDS.test, most)
     assert len(set(rows.tolist())) == min(most, held_out) and set(rows) <= set(RECORDS.test)
     alone = Learner(TASK, dataclasses.replace(RECORDS, test=rows), site="0", device="cpu")
-    np.testing.assert_allclose(told[0], alone.evaluate(model, SCALE))
+    np.testing.assert_allclose(told, alone.evaluate(model, SCALE))
     np.testing.assert_array_equal(sampled.evaluate(model, SCALE), _engine().evaluate(model, SCALE))
 
 
