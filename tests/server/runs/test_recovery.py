@@ -59,7 +59,6 @@ class Flower:
         self.stopped.append(run_id)
         self.at_stop()
 
-
     def is_over(self, _run_id: int) -> bool:
         return self.over
 
