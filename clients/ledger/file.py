@@ -68,8 +68,8 @@ class RolledBack:
     def told(self) -> str:
         """What the operator has to do about it."""
         return (
-            f"no private run is answered: {self}. `sovfed client down`, put {FOLDER}/{self.dataset}.ledger and .head of "
-            "the home that went on in the place of these, `ledger restored`, `sovfed client up`"
+            f"no private run is answered: {self}. `sovfed client down`, put {FOLDER}/{self.dataset}.ledger and .head "
+            "of the home that went on in the place of these, `ledger restored`, `sovfed client up`"
         )
 
 
