@@ -24,7 +24,8 @@
     │   ├── LostError         that were there a moment ago, and may be back
     │   └── NoRosterError     for secure aggregation's keys; `refused` says why
     └── ServiceError      a process of ours is not running, or would start unsafely
-        └── AwayError         that its supervisor starts again
+        ├── AwayError         that its supervisor starts again
+        └── UnknownRunError   or it has no run of that number (any more)
 
 What an institution tells the coordinator about a failure is a `code` and the sentence in `WIRE_SENTENCES`; exception
 text stays in the institution's own log. Every code but `failed` is decided before a record is touched, from the
@@ -159,6 +160,10 @@ class ServiceError(SovfedError):
 
 class AwayError(ServiceError):
     """A process of the agency's own is away: its supervisor starts it again, and then it may be tried again."""
+
+
+class UnknownRunError(ServiceError):
+    """Flower's database has no run of that number: it was never there, or was lost with the database."""
 
 
 WIRE_SENTENCES: Final[dict[str, str]] = {

@@ -62,8 +62,10 @@ def home_findings(home: Path) -> Iterator[Finding]:
     from sovfed.clients.home.folder import load_config, private_obstacles
     from sovfed.clients.home.looked import population_findings, records_findings
     from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.ledger.file import rolled_back
     from sovfed.federation.host.doctor import Finding
 
+    yield from (Finding("ledger", "fail", line) for line in rolled_back(home))
     try:
         config, policy = load_config(home), load_policy(home)
         yield from (Finding("population", "warn", line) for line in population_findings(config, policy))

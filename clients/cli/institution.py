@@ -278,6 +278,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     """
     from sovfed.clients.cli.failures import describe, told
     from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.ledger.file import rolled_back
     from sovfed.clients.node.renewal import last_contact
     from sovfed.clients.orders.book import OrderBook
     from sovfed.clients.orders.naming import officer_lines
@@ -292,6 +293,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
     requests = describe(read_state(home), policy) if policy else None
     permits = [*unpurged(OrderBook(home), policy.permits, time.time())] if policy else []
     officers = officer_lines(OrderBook(home), policy.orders) if policy else []
+    ledgers = rolled_back(home)
     if as_json:
         shown = dataclasses.asdict(current) if current else {"processes": []}
         for process in shown["processes"]:
@@ -304,6 +306,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             "logs": split,
             "permits": permits,
             "officers": officers,
+            "ledgers": ledgers,
         }
         click.echo(json.dumps({**shown, **told_of}, indent=2))
     elif current:
@@ -319,7 +322,7 @@ def status(ctx: click.Context, as_json: bool, home: Path) -> None:
             _tell_obstacles(home)
     else:
         click.echo(f"not running; `sovfed client up --home {home}` starts it", err=True)
-    for line in () if as_json else (*officers, *permits):
+    for line in () if as_json else (*ledgers, *officers, *permits):
         click.echo(visible(line))
     for why in () if as_json else split.values():
         click.echo(visible(f"{why}; `sovfed client log heads` tells more"))

@@ -29,7 +29,7 @@ from typing import Final, TypeVar
 
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Entry, Opened
 from sovfed.clients.ledger.lines import Line, encode, genesis, name_of, read_lines, seal, unseal
-from sovfed.federation.errors import PrivacyError, ServiceError
+from sovfed.federation.errors import PrivacyError, ServiceError, SovfedError
 from sovfed.federation.files import private_directory, read_private, write_private
 from sovfed.federation.schema import bind, bounded
 
@@ -62,6 +62,14 @@ class RolledBack:
         return (
             f"this institution signed entry {self.seq}, head {self.head[:16]}…, which the ledger does not have: it was "
             f"rolled back, or a copy of this home went on without it; restore it, then `sovfed client ledger restored`"
+        )
+
+    @property
+    def told(self) -> str:
+        """What the operator has to do about it."""
+        return (
+            f"no private run is answered: {self}. `sovfed client down`, put {FOLDER}/{self.dataset}.ledger and .head "
+            "of the home that went on in the place of these, `ledger restored`, `sovfed client up`"
         )
 
 
@@ -135,6 +143,19 @@ def read_mark(home: Path, name: str) -> RolledBack | None:
     """What the ledger must have again before it pays, if anything. Raises PrivacyError."""
     path = ledger_path(home, name)
     return _sealed(RolledBack, path.with_suffix(MARK), path, _key(home) if path.with_suffix(MARK).exists() else b"")
+
+
+def rolled_back(home: Path) -> list[str]:
+    """A line of each ledger of the home that pays nothing, for it lacks what was signed of it, or nobody can tell."""
+    found = list[str]()
+    for name in ledgers(home):
+        try:
+            mark = read_mark(home, name)
+        except SovfedError as error:
+            found.append(str(error))
+        else:
+            found += [mark.told] if mark else []
+    return found
 
 
 class LedgerFile:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from sovfed.federation.errors import ConfigError, ServiceError
+from sovfed.federation.errors import ConfigError, ServiceError, UnknownRunError
 from sovfed.federation.text import NAME
 from sovfed.federation.wire.flower_http import add_client_header
 from sovfed.federation.wire.loopback import SECRET_HEADER, read_secret
@@ -163,10 +163,17 @@ class ControlClient:
         return sorted(map(_run_record, runs), key=lambda run: run.pending_at, reverse=True)
 
     def get_run(self, run_id: int) -> RunRecord:
-        """Run `run_id`; ServiceError if there is none."""
+        """Run `run_id`; UnknownRunError if there is none."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         return _run_record(self._call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict[run_id])
+
+    def is_over(self, run_id: int) -> bool:
+        """Whether the run has no task that will be handed out: it has ended, or Flower's database has lost it."""
+        try:
+            return self.get_run(run_id).finished
+        except UnknownRunError:
+            return True
 
     def stop_run(self, run_id: int) -> None:
         """Stop the run; its coordinator ends within seconds. ServiceError if it has ended already."""
@@ -177,14 +184,15 @@ class ControlClient:
 
     def _call(self, call: Callable[[], T]) -> T:
         import httpx
-        from flwr.supercore.error import FlowerError
+        from flwr.supercore.error import ApiErrorCode, FlowerError
 
         try:
             return call()
         except httpx.HTTPStatusError as error:
             flower_error = FlowerError.from_json(error.response.text)
             why = flower_error.message if flower_error is not None else f"status {error.response.status_code}"
-            raise ServiceError(f"superlink at {self._address}: {why}") from error
+            lost = flower_error is not None and flower_error.code == ApiErrorCode.RUN_ID_NOT_FOUND
+            raise (UnknownRunError if lost else ServiceError)(f"superlink at {self._address}: {why}") from error
         except httpx.HTTPError as error:
             raise ServiceError(f"no superlink at {self._address}; is `sovfed server up` running? ({error})") from error
 

@@ -99,8 +99,9 @@ def start_run(
     `by_itself`: not where the run has ended meanwhile, since nobody asked. Raises ConfigError, and PolicyError where
     approvals of its order are missing.
     """
-    folder = run_folder(home, name)
+    folder, before = run_folder(home, name), None
     if (folder / STATE).exists():
+        before = read_state(home, name)["flower_run_id"]
         if not resume:
             raise ConfigError(f"run '{name}' exists; choose another run_name or `sovfed run resume {name}`")
         if read_summary(home, name) is not None:  # or its model would be registered once more
@@ -109,15 +110,17 @@ def start_run(
                 f"`sovfed run start … start={name}` trains it further, for more rounds"
             )
         with contextlib.suppress(ServiceError):  # it has ended already, as it should
-            control.stop_run(read_state(home, name)["flower_run_id"])
+            control.stop_run(before)
     archive = require_reviewed(home, config)
     require_approved(home, name, read_order(folder), config.server.min_approvers)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
-    config = _with_own_start(home, folder, config)
     with _locked(folder):  # the last coordinator has written its last word; the next one waits for ours
+        if (read_state(home, name)["flower_run_id"] if (folder / STATE).exists() else None) != before:
+            raise ConfigError(f"run '{name}' was started by somebody else at the same moment; `sovfed run show {name}`")
         if by_itself and (status := read_state(home, name)["status"]) not in ACTIVE:
             raise ConfigError(f"run '{name}' is {status} by now")
+        config = _with_own_task(folder, config) if archive is None else in_folder(folder, config, archive)
+        config = _with_own_start(home, folder, config)
         run_id = control.start_run({"name": name, "resume": resume})
         if config.tracking.uri is not None:
             write_private(folder / TRACKING, config.tracking.uri.encode())
@@ -266,7 +269,7 @@ def _is_over(control: ControlClient | None, state: dict[str, Any]) -> bool:
     if control is None:
         return False
     try:
-        return control.get_run(state["flower_run_id"]).finished and time.time() - float(state["at"]) > SETTLE_S
+        return control.is_over(state["flower_run_id"]) and time.time() - float(state["at"]) > SETTLE_S
     except ServiceError:  # the superlink is away; the folder is all there is to go by
         return False
 

@@ -149,7 +149,7 @@ class Recovery:
 
     def _when_due(self, folder: Path, state: dict[str, Any]) -> None:
         tried = last_try(folder)
-        if state["status"] == STARTING and not self._control.get_run(state["flower_run_id"]).finished:
+        if state["status"] == STARTING and not self._control.is_over(state["flower_run_id"]):
             return  # Flower has its task and will hand it out
         if read_summary(self._home, folder.name) is not None:  # it died with all its work done
             write_state(folder, state, "finished")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sovfed.federation.config import Config, stored
 from sovfed.federation.errors import DataError, ServiceError
 from sovfed.federation.files import write_private
-from sovfed.federation.text import ARCHIVE, conceal
+from sovfed.federation.text import ARCHIVE, conceal, visible
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.folders import UNSENT, run_folder, stored_config
 from sovfed.server.runs.release import FILES, FOLDER, MODEL, TAG, TRACKED, digest
@@ -258,19 +258,25 @@ def send(config: Config, home: Path, folder: Path) -> bool:
 def approve(home: Path, run: str) -> list[str]:
     """Give MLflow's version of the run's model the alias `APPROVED`, for it is released; lines about what was not done.
 
-    Raises DataError if MLflow's version is of another model.
+    The release is made by then: an MLflow that is away changes nothing of it. Raises DataError if MLflow's version is
+    of another model.
     """
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     folder, config = run_folder(home, run), stored_config(home, run)
     if not (folder / TRACKED).exists():
         return [f"MLflow has nothing of this run, so no version of its model is called '{APPROVED}' there"]
-    client = MlflowClient(tracking_uri(config, home))
-    versions = client.search_model_versions(f"run_id = '{(folder / TRACKED).read_text().strip()}'")
-    for version in versions:
-        if version.tags.get(TAG) != digest(folder / MODEL):
-            raise DataError(f"MLflow's version {version.version} of {version.name} is of another model")
-        client.set_registered_model_alias(version.name, APPROVED, str(version.version))
+    try:
+        client = MlflowClient(tracking_uri(config, home))
+        versions = client.search_model_versions(f"run_id = '{(folder / TRACKED).read_text().strip()}'")
+        for version in versions:
+            if version.tags.get(TAG) != digest(folder / MODEL):
+                raise DataError(f"MLflow's version {version.version} of {version.name} is of another model")
+            client.set_registered_model_alias(version.name, APPROVED, str(version.version))
+    except (MlflowException, OSError) as error:
+        why = visible(conceal(str(error).partition("\n")[0], config.tracking.uri or ""))
+        return [f"MLflow does not answer, so no version of this model is called '{APPROVED}' there: {why}"]
     return [] if versions else [f"MLflow has no version of this model, so none is called '{APPROVED}' there"]
 
 

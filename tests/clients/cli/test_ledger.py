@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.clients.ledger.crash import BUDGET, POPULATION, WitnessedLedger, gaussian_delta, plan, release
 
+from sovfed.clients.cli.doctor import home_findings
+from sovfed.clients.cli.institution import cli as institution
 from sovfed.clients.cli.ledger import ledger as group
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.home.settings import settings_text
@@ -199,6 +201,28 @@ def test_show_and_verify_say_that_a_ledger_was_rolled_back(home: Path) -> None:
     done = run("verify", "--home", home)
     assert done.exit_code == 1 and "does not have: it was rolled back" in done.output
     assert "restore it" in str(run("restored", "--home", home).exception)
+
+
+def test_status_and_doctor_say_that_a_ledger_was_rolled_back_and_what_to_do(home: Path) -> None:
+    """Seen: `client status` said "failures: none" while every private run was refused for it."""
+
+    def told() -> tuple[list[str], str, list[str]]:
+        machines = json.loads(CliRunner().invoke(institution, ["status", "--json", "--home", str(home)]).output)
+        found = [(each.state, each.found) for each in home_findings(home) if each.name == "ledger"]
+        assert all(state == "fail" for state, _ in found)
+        status = CliRunner().invoke(institution, ["status", "--home", str(home)]).output
+        return machines["ledgers"], status, [text for _, text in found]
+
+    assert told()[0] == told()[2] == []
+    ledger = WitnessedLedger(home)
+    with pytest.raises(PrivacyError):
+        ledger.countersign("17", 99, "ab" * 32, b"signed", ours=True)
+    ledger.unlock()
+    (line,), status, (found,) = told()
+    assert line == found and line in status
+    assert "signed entry 99" in line and f"privacy/{POPULATION}.ledger" in line and "`sovfed client up`" in line
+    ledger_path(home, POPULATION).with_suffix(".rolled-back").write_bytes(b"torn")
+    assert "rolled-back" in told()[0][0]
 
 
 def test_show_says_that_a_run_without_privacy_has_no_bound(home: Path) -> None:

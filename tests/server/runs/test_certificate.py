@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from sovfed.federation.release.checking import ENVELOPE, MAX_BYTES, check_releas
 from sovfed.federation.release.standalone import write_verifier
 from sovfed.federation.tasks.registry import get_task
 from sovfed.server.registry import authority
+from sovfed.server.runs import tracking
 from sovfed.server.runs.certificate import release
 from sovfed.server.runs.folders import stored_config
 from sovfed.server.runs.gates import require_cosigners
@@ -410,7 +412,9 @@ def test_openssf_model_signing_verifies_the_model_too(bundle: bytes, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # MLflow's own
-def test_mlflow_has_a_candidate_and_only_a_release_is_approved(federation: Released) -> None:
+def test_mlflow_has_a_candidate_and_only_a_release_is_approved(
+    federation: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     home = federation.agency.home
@@ -423,6 +427,12 @@ def test_mlflow_has_a_candidate_and_only_a_release_is_approved(federation: Relea
     assert approve(home, RUN) == []
     after = dict(client.get_registered_model("sovfed-digits_linear").aliases)
 
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = dataclasses.replace(config.tracking, uri="http://ann:passphrase@127.0.0.1:1")
+    monkeypatch.setattr(tracking, "stored_config", lambda *_: dataclasses.replace(config, tracking=away))
+    (line,) = approve(home, RUN)  # seen: a traceback, though the release was written
+
+    assert "MLflow does not answer" in line and "passphrase" not in line
     assert before.keys() == {"candidate"} and after.keys() == {"candidate", "approved"}
     assert after["approved"] == after["candidate"] == before["candidate"]
 

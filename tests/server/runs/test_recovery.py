@@ -48,6 +48,7 @@ class Flower:
         self.started, self.stopped = list[int](), list[int]()
         self.at_start: Callable[[], None] = lambda: None
         self.at_stop: Callable[[], None] = lambda: None
+        self.over = False
 
     def start_run(self, _spec: Mapping[str, Any]) -> int:
         self.at_start()
@@ -57,6 +58,9 @@ class Flower:
     def stop_run(self, run_id: int) -> None:
         self.stopped.append(run_id)
         self.at_stop()
+
+    def is_over(self, _run_id: int) -> bool:
+        return self.over
 
 
 @pytest.fixture
@@ -106,6 +110,39 @@ def test_a_run_that_was_stopped_after_the_look_at_it_is_not_taken_up(home: Path,
     flower.at_stop = stop
     Recovery(home, flower).step()  # type: ignore[arg-type]
     assert (status(home), flower.started) == ("stopped", [OLD])
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_run_that_waits_for_its_first_coordinator_is_taken_up_once_flower_has_none_for_it(
+    home: Path, flower: Flower, over: bool
+) -> None:
+    """Seen: with Flower's database its task was lost, and it was said to start for ever."""
+    folder = folders.run_folder(home, "study")
+    folders.write_state(folder, {**folders.read_state(home, "study"), "flower_run_id": OLD}, folders.STARTING)
+    flower.over = over
+    Recovery(home, flower).step()  # type: ignore[arg-type]
+    assert flower.started == ([OLD, NEW] if over else [OLD])
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_who_start_a_run_at_once_one_is_refused_and_changes_nothing(
+    home: Path, flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Seen: both were told that theirs had started, and the one that ran had the other's task.yaml."""
+    name = "study" if resume else "other"
+    (tmp_path / "mine.yaml").write_text(text_of())
+    mine, theirs = compose([f"task={tmp_path / 'mine.yaml'}"]).config, compose([]).config
+
+    def check(*_: object) -> None:
+        monkeypatch.undo()
+        folders.start_run(flower, home, name, theirs, resume=resume)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(folders, "require_approved", check)
+    before = len(flower.started)
+    with pytest.raises(ConfigError, match=f"'{name}' was started by somebody else at the same moment"):
+        folders.start_run(flower, home, name, mine, resume=resume)  # type: ignore[arg-type]
+    assert len(flower.started) == before + 1 and not (folders.run_folder(home, name) / folders.FILE).exists()
+    assert folders.stored_config(home, name).task.file is None
 
 
 @pytest.mark.parametrize(("rounds", "taken_up"), [(2, False), (3, True)])
