@@ -60,6 +60,7 @@ def test_a_withdrawal_said_twice_is_one_and_what_a_trainer_writes_is_none(tmp_pa
     book.write_consent(Answer(order.digest, "h1", "withdrawn", at=1).by_node(identity))
     first = withdraw(book, order, lambda: house.officer("h1"), "", "", int(house.now))
     assert book.answer(order.digest) == first and book.withdrawn_tasks() == {order.task_digest}
+    assert first.at == int(house.now), "it is said now: what the trainer wrote is not the statement"
     assert withdraw(book, order, lambda: house.officer("h1"), "", "again", int(house.now) + 9) == first
     book.write_answer(dataclasses.replace(first, reason="changed"))  # it holds no more
     assert withdraw(book, order, lambda: house.officer("h1"), "", "anew", int(house.now)).reason == "anew"
