@@ -290,7 +290,7 @@ def _subject(common_name: str) -> x509.Name:
 
 def _alternative_names(names: Names) -> x509.SubjectAlternativeName:
     if isinstance(names, ServerNames):
-        hosts = [_general_name(host) for host in _check_hosts(names.hosts)]
+        hosts = [host_name(host) for host in _check_hosts(names.hosts)]
         return x509.SubjectAlternativeName([*hosts, x509.UniformResourceIdentifier(SERVER_URN)])
     if isinstance(names, SignerNames):
         uris = (SIGNER_URN + names.person, ORGANISATION_URN + names.organisation)
@@ -302,7 +302,8 @@ def _alternative_names(names: Names) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def host_name(host: str) -> x509.IPAddress | x509.DNSName:
+    """`host` as a certificate names it."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
@@ -313,7 +314,7 @@ def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     if not 1 <= len(hosts) <= MAX_SERVER_NAMES:
         raise IdentityError(f"server certificate: {len(hosts)} names, expected 1 to {MAX_SERVER_NAMES}")
     for host in hosts:
-        if isinstance(_general_name(host), x509.DNSName) and (len(host) > 253 or not _HOST.fullmatch(host)):
+        if isinstance(host_name(host), x509.DNSName) and (len(host) > 253 or not _HOST.fullmatch(host)):
             raise IdentityError(f"server name {host[:80]!r}: expected a lower-case DNS name or an IP address")
     return hosts
 

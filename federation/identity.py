@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from sovfed.federation.certificates import (
     ServerNames,
     SignerNames,
     certificate_fingerprint,
+    host_name,
     key_fingerprint,
     key_from_pem,
     label_of,
@@ -100,7 +100,7 @@ def verify_server(
     if not isinstance(names, ServerNames):
         raise IdentityError(f"{label_of(certificate)}: expected a server's names")
     with _verifying(certificate, now):
-        _policy(root, now).build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
+        _policy(root, now).build_server_verifier(host_name(names.hosts[0])).verify(certificate, [])
     check_revoked(certificate, crl, root, now)
     return ServerIdentity(names.hosts, certificate.serial_number, _sha256(cert_der))
 
@@ -142,7 +142,7 @@ def verify_lapsed(cert_der: bytes, roots: Sequence[x509.Certificate]) -> Names:
     policy = _policy(root, end)
     with _verifying(certificate, end):
         if isinstance(names, ServerNames):
-            policy.build_server_verifier(_host_name(names.hosts[0])).verify(certificate, [])
+            policy.build_server_verifier(host_name(names.hosts[0])).verify(certificate, [])
         else:
             policy.build_client_verifier().verify(certificate, [])
     return names
@@ -362,13 +362,6 @@ def _verifying(certificate: x509.Certificate, now: datetime) -> Iterator[None]:
                 "or the clock is wrong"
             ) from error
         raise IdentityError(f"{label_of(certificate)}: no chain to the root ({dates}, now {now:%F %T})") from error
-
-
-def _host_name(host: str) -> x509.IPAddress | x509.DNSName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def _sha256(data: bytes) -> str:

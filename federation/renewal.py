@@ -22,7 +22,7 @@ from sovfed.federation.decoded import reading
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.identity import parse_certificate
 from sovfed.federation.schema import bind, bounded
-from sovfed.federation.text import json_object
+from sovfed.federation.text import json_object, to_base64
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -55,7 +55,7 @@ def make_renewal(csr: bytes, certificate: bytes, endorsement: bytes) -> Renewal:
     """The renewal of `certificate` by `csr` (both PEM), once it holds. Raises IdentityError."""
     if not csr.isascii():  # PEM may stand among anything
         raise IdentityError("renewal: the request is no plain PEM")
-    renewal = Renewal(csr.decode("ascii"), certificate.decode("ascii"), base64.b64encode(endorsement).decode("ascii"))
+    renewal = Renewal(csr.decode("ascii"), certificate.decode("ascii"), to_base64(endorsement))
     check_renewal(renewal)
     return renewal
 

@@ -22,7 +22,7 @@ from sovfed.federation.errors import IdentityError
 from sovfed.federation.files import read_bounded, write_atomic
 from sovfed.federation.identity import issuer_of, load_roots, parse_certificate
 from sovfed.federation.schema import bind, bounded
-from sovfed.federation.text import json_object
+from sovfed.federation.text import json_object, to_base64
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ def make_handover(
     """The statement that `root` takes over from `former`, whose key is `key`."""
     dates = (since.isoformat(timespec="microseconds"), until.isoformat(timespec="microseconds"))
     signature = key.sign(_signed(former, root, *dates), ec.ECDSA(hashes.SHA256()))
-    return Handover(to_pem(former).decode(), to_pem(root).decode(), *dates, base64.b64encode(signature).decode())
+    return Handover(to_pem(former).decode(), to_pem(root).decode(), *dates, to_base64(signature))
 
 
 def read_handover(data: bytes) -> Handover:

@@ -24,6 +24,7 @@ from sovfed.server.home import load_settings
 from sovfed.server.orders.purging import unpurged
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
+from sovfed.server.runs.attendance import missed_by
 from sovfed.server.runs.awaiting import nodes_of, read_awaiting
 from sovfed.server.runs.control import ControlClient
 from sovfed.server.runs.curves import ROUNDS, read_rounds
@@ -85,13 +86,8 @@ def _institutions(home: Path, nodes: list[NodeRecord] | None, runs: list[dict[st
     rounds = [read_rounds(run_folder(home, run["name"])) for run in runs if run["status"] == "running"]
     for node in (node for node in nodes if node.status != "unregistered"):
         online.add_metric([node.name], float(node.status == "online"))
-        missed.add_metric([node.name], max((_missed(lines, node.name) for lines in rounds), default=0))
+        missed.add_metric([node.name], max((missed_by(lines, node.name) for lines in rounds), default=0))
     yield from (online, missed)
-
-
-def _missed(lines: list[dict[str, Any]], name: str) -> int:
-    """How many of the last rounds in `lines` went without `name`."""
-    return next((number for number, line in enumerate(reversed(lines)) if name in line["participants"]), len(lines))
 
 
 def _runs(home: Path, runs: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -11,14 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from sovfed.clients.node.enrol import Institution, enrol
-from sovfed.federation.certificates import ServerNames, create_csr, create_key, key_to_pem, to_pem
+from sovfed.federation.certificates import InstitutionNames, ServerNames, create_csr, create_key, key_to_pem, to_pem
 from sovfed.federation.config import ServerConfig
 from sovfed.federation.files import private_directory, write_atomic, write_private
-from sovfed.federation.wire.enrolment import Invitation
+from sovfed.federation.identity import node_key_bytes, node_key_digest
+from sovfed.federation.wire import enrolment_pb2 as pb
+from sovfed.federation.wire.enrolment import ENROLMENT_SERVICE, TOLD, Invitation
+from sovfed.server.network.guard import REFUSED
 from sovfed.server.registry import authority, enrolment
 from sovfed.server.registry.service import Endpoints, serving
+
+Pair = tuple[bytes, bytes]
+STATUS = grpc.StatusCode
 
 
 @dataclass
@@ -108,3 +117,47 @@ def call(
     with grpc.secure_channel(address, credentials, (("grpc.enable_http_proxy", 0),)) as channel:
         stub = channel.unary_unary(method, type(request).SerializeToString, reply.FromString)
         return stub(request, timeout=10)
+
+
+class Applicant:
+    """An institution that asks at the enrolment port by hand, so that it can ask wrongly."""
+
+    def __init__(self, agency: Agency, name: str = "hospital-1") -> None:
+        self.agency, self.name = agency, name
+        self.key, self.node_key = create_key(), ec.generate_private_key(ec.SECP384R1())
+        self.token = agency.invite(name).token
+
+    def csr(self, name: str | None = None, digest: str | None = None) -> bytes:
+        names = InstitutionNames(name or self.name, digest or node_key_digest(self.node_key.public_key()))
+        return to_pem(create_csr(self.key, names))
+
+    def request(self, csr: bytes, token: str | None = None, node_key: bytes | None = None) -> pb.EnrolRequest:
+        return pb.EnrolRequest(
+            token=token or self.token,
+            csr=csr,
+            node_public_key=node_key or node_key_bytes(self.node_key.public_key()),
+            node_signature=self.node_key.sign(csr, ec.ECDSA(hashes.SHA256())),
+        )
+
+    def ask(self, request: pb.EnrolRequest) -> pb.EnrolReply:
+        root = (self.agency.home / "identity" / "root.pem").read_bytes()
+        reply: pb.EnrolReply = call(
+            self.agency.where.enrolment, f"/{ENROLMENT_SERVICE}/Enrol", request, pb.EnrolReply, root
+        )
+        return reply
+
+    def enrolled(self, days: int = 365) -> Pair:
+        """Key and certificate (PEM) after an enrolment without a fault."""
+        csr = self.csr()
+        assert self.ask(self.request(csr)).certificate == b""
+        self.agency.certify(self.name, days)
+        return key_to_pem(self.key), self.ask(self.request(csr)).certificate
+
+
+def refusal(applicant: Applicant, request: pb.EnrolRequest) -> grpc.StatusCode:
+    """The status of a request that must fail; it says nothing but a fixed sentence."""
+    with pytest.raises(grpc.RpcError) as caught:
+        applicant.ask(request)
+    if caught.value.code() is STATUS.PERMISSION_DENIED:
+        assert caught.value.details() == REFUSED or (caught.value.details() or "").startswith(TOLD)
+    return caught.value.code()

@@ -1,4 +1,4 @@
-"""`sovfed client`: enrol and run an institution's node."""
+"""`sovfed client`: set up and run an institution's node."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import click
 
 from sovfed.clients.cli.console import console
 from sovfed.clients.cli.data import check_data
+from sovfed.clients.cli.enrol import enrol, renew
 from sovfed.clients.cli.evaluations import evaluations
 from sovfed.clients.cli.failures import failures
 from sovfed.clients.cli.home import HOME
-from sovfed.clients.cli.join import announce, join
+from sovfed.clients.cli.join import join
 from sovfed.clients.cli.ledger import ledger
 from sovfed.clients.cli.model import model
 from sovfed.clients.cli.orders import orders, purge
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 NOT_RUNNING: Final = 4
 NEAR_SHOWN: Final = 20  # sums that could be differenced, in `status`
-WAIT: Final = click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait.")
 JSON: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -107,6 +107,7 @@ def log_terms(home: Path) -> Terms:
 cli.add_command(check_data)
 cli.add_command(console)
 cli.add_command(data)
+cli.add_command(enrol)
 cli.add_command(evaluations)
 cli.add_command(failures)
 cli.add_command(join)
@@ -117,6 +118,7 @@ cli.add_command(orders)
 cli.add_command(personal)
 cli.add_command(purge)
 cli.add_command(release)
+cli.add_command(renew)
 cli.add_command(statistics)
 cli.add_command(table)
 cli.add_command(study)
@@ -354,48 +356,6 @@ def logs(name: str, follow: bool, lines: int, home: Path) -> None:
     if follow:
         for text in _added(path):
             click.echo(visible(text, keep="\t\n"), nl=False)
-
-
-@cli.command()
-@click.argument("invitation", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--authority", help="The root's fingerprint as the authority itself gave it; another root is refused.")
-@WAIT
-@HOME
-def enrol(invitation: Path, authority: str | None, timeout_s: float, home: Path) -> None:
-    """Make this institution's keys here and have them certified, with the agency's INVITATION file.
-
-    Waits until the authority has signed; when interrupted, repeat the command.
-
-    \b
-    Example:
-      sovfed client enrol hospital-1.invitation --authority 5f2c…
-    """
-    from sovfed.clients.home.folder import proxy_setting
-    from sovfed.clients.node.enrol import enrol as request_certificate
-    from sovfed.federation.wire.enrolment import Invitation
-
-    invited = Invitation.from_json(invitation.read_text(encoding="utf-8"))
-    proxy = proxy_setting(home)
-    identity = request_certificate(home, invited, timeout_s, authority=authority, announce=announce, proxy=proxy)
-    click.echo(f"enrolled as {identity.name}; `sovfed client up --home {home}` starts the node")
-
-
-@cli.command()
-@WAIT
-@HOME
-@click.option("--new-key", is_flag=True, help="Have a new key certified; without it, the key stays.")
-def renew(timeout_s: float, new_key: bool, home: Path) -> None:
-    """Have the certificate renewed now. A node that runs does so by itself, and needs no restart.
-
-    \b
-    Example:
-      sovfed client renew
-    """
-    from sovfed.clients.home.folder import proxy_setting
-    from sovfed.clients.node.renewal import renew as request_renewal
-
-    until = request_renewal(home, timeout_s, announce=announce, proxy=proxy_setting(home), new_key=new_key)
-    click.echo(f"valid until {until:%F}")
 
 
 def _tell_obstacles(home: Path) -> None:

@@ -93,7 +93,7 @@ def report(task: Task, config: DataConfig) -> DataReport:
         len(np.unique(persons)), len(train), len(test), columns, _classes(schema, table),
         tuple(sentence(by_name.get(name), name, kind, count) for (name, kind), count in read.report.faults.items()),
         tuple(read.report.notes),
-        (*read.report.warnings, *_warnings(read, columns), *_too_many(read, config), *_one_class(schema, table)),
+        (*read.report.warnings, *_warnings(columns), *_too_many(read, config), *_one_class(schema, table)),
         read.not_private,
     )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _one_class(schema: Schema, table: Any) -> list[str]:
     return [f"every record is '{there[0]}': is the right column the target, and are its words the task's?"]
 
 
-def _warnings(read: TableRead, columns: tuple[ColumnReport, ...]) -> list[str]:
+def _warnings(columns: tuple[ColumnReport, ...]) -> list[str]:
     return [column.suspicion for column in columns if column.suspicion]
 
 

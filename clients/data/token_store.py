@@ -140,7 +140,7 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
     counts, kind = Counts(), _dtype(tokenizer.symbols)
     starts, names, sides = [0], list[str](), list[str]()
     with (folder / TOKENS).open("wb") as file:
-        kept = _kept(documents, rules, counts, tokenizer)
+        kept = _kept(documents, rules, counts)
         while batch := list(islice(kept, TOGETHER)):
             for (document, person), codes in zip(
                 batch, tokenizer.encode([each.text for each, _ in batch]), strict=True
@@ -169,9 +169,7 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer, ru
     return counts
 
 
-def _kept(
-    documents: Iterable[Document], rules: Rules, counts: Counts, tokenizer: Tokenizer
-) -> Iterator[tuple[Document, str]]:
+def _kept(documents: Iterable[Document], rules: Rules, counts: Counts) -> Iterator[tuple[Document, str]]:
     """The documents that are kept, each with the name of its person."""
     seen: set[bytes] = set()
     for document in documents:

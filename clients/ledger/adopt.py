@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.ledger.book import replay
 from sovfed.clients.ledger.entries import Closed, Entry, Renamed, Spent
-from sovfed.clients.ledger.file import LedgerFile, ledger_path, ledgers, sync_folder
+from sovfed.clients.ledger.file import LedgerFile, ledger_path, ledgers
 from sovfed.clients.ledger.lines import name_of
 from sovfed.federation.errors import PrivacyError
+from sovfed.federation.files import sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,7 +30,7 @@ from typing import Final, TypeVar
 from sovfed.clients.ledger.entries import LEDGER_NAME, NAME_RULE, Entry, Opened
 from sovfed.clients.ledger.lines import Line, encode, genesis, name_of, read_lines, seal, unseal
 from sovfed.federation.errors import PrivacyError, ServiceError, SovfedError
-from sovfed.federation.files import private_directory, read_private, write_private
+from sovfed.federation.files import private_directory, read_private, sync_folder, write_private
 from sovfed.federation.schema import bind, bounded
 
 FOLDER: Final = "privacy"
@@ -365,12 +365,3 @@ def _write_new(path: Path, data: bytes) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Names made or removed in the folder `path` are on disk when this returns."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -85,7 +85,7 @@ def look(name: str, cells: Sequence[str], decimal: str) -> Seen:
         told = ("01/02/2026 may be either day of the two: taken as day/month/year",) if days.either else ()
         values = {**_span(days.days), **_mean(missing, len(cells))}
         return Seen("date", values=values, note=written, told=told, needs=needs)
-    return _category(name, present, words, missing)
+    return _category(present, words, missing)
 
 
 def _numeric(name: str, present: Sequence[str], missing: int, count: int, decimal: str) -> Seen | None:
@@ -104,7 +104,7 @@ def _numeric(name: str, present: Sequence[str], missing: int, count: int, decima
     return guess
 
 
-def _category(name: str, there: Sequence[str], words: Sequence[str], missing: int) -> Seen:
+def _category(there: Sequence[str], words: Sequence[str], missing: int) -> Seen:
     if len(words) == len(there):
         return Seen("", "another value in every record: an identifier or free text")
     sentences = any(len(word.split()) > MOST_WORDS for word in words)

@@ -20,7 +20,7 @@ from sovfed.federation.files import create_private, read_private
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, choice
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT, json_object
+from sovfed.federation.text import LAST_MOMENT, json_object, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ class Answer:
         return not self.officer
 
     def signed(self, sign: Callable[[bytes], bytes]) -> Answer:
-        return replace(self, signature=_text(sign(self.message)))
+        return replace(self, signature=to_base64(sign(self.message)))
 
     def to_bytes(self) -> bytes:
         return rfc8785.dumps(asdict(self))
@@ -87,11 +87,11 @@ class Answer:
 
     def by_node(self, identity: Identity) -> Answer:
         """The answer as the node of `identity` signs it in its own name."""
-        return replace(self, key=_text(identity.certificate)).signed(identity.sign)
+        return replace(self, key=to_base64(identity.certificate)).signed(identity.sign)
 
     def vouched_by(self, identity: Identity) -> Answer:
         """An officer's answer as the institution's node passes it on."""
-        return replace(self, node=_text(identity.certificate), vouched=_text(identity.sign(self._voucher)))
+        return replace(self, node=to_base64(identity.certificate), vouched=to_base64(identity.sign(self._voucher)))
 
     def check_origin(self, roots: Sequence[x509.Certificate]) -> None:
         """Raise IdentityError unless `institution`, as one of `roots` certified it, has said this, by whomever."""
@@ -152,7 +152,7 @@ def create_officer(path: Path, passphrase: bytes = b"") -> str:
     sealed = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     with create_private(path) as file:
         file.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed))
-    return _text(key.public_key().public_bytes_raw())
+    return to_base64(key.public_key().public_bytes_raw())
 
 
 def is_sealed(path: Path) -> bool:
@@ -172,7 +172,7 @@ def load_officer(path: Path, passphrase: Callable[[], bytes]) -> tuple[str, Call
         raise IdentityError(f"{path}: no readable key, or another passphrase") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise IdentityError(f"{path}: not an officer's key (Ed25519)")
-    return _text(key.public_key().public_bytes_raw()), key.sign
+    return to_base64(key.public_key().public_bytes_raw()), key.sign
 
 
 def _public(key: str) -> ed25519.Ed25519PublicKey:
@@ -180,10 +180,6 @@ def _public(key: str) -> ed25519.Ed25519PublicKey:
         return ed25519.Ed25519PublicKey.from_public_bytes(_bytes(key))
     except ValueError as error:
         raise ConfigError("officers: not an Ed25519 public key in base64") from error
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _bytes(text: str) -> bytes:

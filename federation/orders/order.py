@@ -25,7 +25,7 @@ from sovfed.federation.orders.candidates import is_ordered
 from sovfed.federation.schema import bind, bounded, choice, named
 from sovfed.federation.secagg.keys import encode_fields
 from sovfed.federation.sums import FORMS, form_of, sums_of
-from sovfed.federation.text import LAST_MOMENT, json_object
+from sovfed.federation.text import LAST_MOMENT, json_object, to_base64
 
 if TYPE_CHECKING:
     from sovfed.federation.messages import LastRequest, Request, RunRequest
@@ -235,7 +235,7 @@ class Proposal:
 
     def signed(self, certificate: bytes, signature: bytes) -> Proposal:
         """The proposal as the agency's server sends it."""
-        return replace(self, certificate=_text(certificate), signature=_text(signature))
+        return replace(self, certificate=to_base64(certificate), signature=to_base64(signature))
 
     @property
     def server(self) -> tuple[bytes, bytes]:
@@ -312,7 +312,3 @@ def _differing(settings: Mapping[str, Any], request: Request, names: tuple[str, 
     values, ordered = vars(request), {**unsaid(request), **settings}
     asked = names or [name for name in ordered if name in values]
     return ", ".join(name for name in asked if values[name] != ordered.get(name, ""))
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

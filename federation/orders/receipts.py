@@ -14,7 +14,7 @@ from sovfed.federation.evidence.keys import AGENCY
 from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT, day, json_object
+from sovfed.federation.text import LAST_MOMENT, day, json_object, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,8 +57,8 @@ class Receipt:
 
     def signed(self, identity: Identity) -> Receipt:
         """It as the node of `identity` gives it away."""
-        shown = replace(self, certificate=base64.b64encode(identity.certificate).decode("ascii"))
-        return replace(shown, signature=base64.b64encode(identity.sign(shown.message)).decode("ascii"))
+        shown = replace(self, certificate=to_base64(identity.certificate))
+        return replace(shown, signature=to_base64(identity.sign(shown.message)))
 
     def check(self, roots: Sequence[x509.Certificate]) -> None:
         """Raise IdentityError unless the institution, or agency, as one of `roots` certified it, has signed this."""

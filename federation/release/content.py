@@ -18,7 +18,7 @@ from sovfed.federation.identity import verify_lapsed
 from sovfed.federation.release.lineage import ended_at
 from sovfed.federation.schema import bind, bounded, named
 from sovfed.federation.secagg.keys import check_signature, encode_fields, public_key
-from sovfed.federation.text import LAST_MOMENT, json_object
+from sovfed.federation.text import LAST_MOMENT, json_object, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,8 +50,8 @@ class Declaration:
 
     def signed(self, identity: Identity) -> Declaration:
         """The declaration as the institution of `identity` gives it away."""
-        shown = replace(self, certificate=base64.b64encode(identity.certificate).decode("ascii"))
-        return replace(shown, signature=base64.b64encode(identity.sign(shown.message)).decode("ascii"))
+        shown = replace(self, certificate=to_base64(identity.certificate))
+        return replace(shown, signature=to_base64(identity.sign(shown.message)))
 
     def to_bytes(self) -> bytes:
         """Its one spelling."""

@@ -19,6 +19,7 @@ from sovfed.federation.evidence.store import LogReader
 from sovfed.federation.evidence.witness import holding_cosignatures
 from sovfed.federation.identity import issuer_of, load_roots
 from sovfed.federation.revocation import crl_of, parse_crls
+from sovfed.federation.text import to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,7 @@ def _list(data: bytes) -> list[dict[str, Any]]:
 
 
 def _texts(hashes: Sequence[bytes]) -> list[str]:
-    return [base64.b64encode(value).decode("ascii") for value in hashes]
+    return [to_base64(value) for value in hashes]
 
 
 def _hashes(texts: Sequence[str]) -> list[bytes]:

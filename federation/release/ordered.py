@@ -123,7 +123,7 @@ def check_orders(
     _require_logged(order, log)
     _require_in_time(order, log)
     approvers, unproven = _approvers(proposal, log, roots, revoked)
-    answers = _answers(files[ANSWERS], order, predicate, roots)
+    answers = _answers(files[ANSWERS], order, roots)
     unlogged = _require_answers_logged(files[ANSWERS], order, log)
     for name, answer in answers.items():
         _require_not_ended(name, answer, log, ended_at(answer.certificate, roots, revoked))
@@ -219,9 +219,7 @@ def _approver(approval: Signature, text: bytes, roots: Sequence[x509.Certificate
     return f"{person} of {organisation}"
 
 
-def _answers(
-    data: bytes, order: RunOrder, predicate: Mapping[str, Any], roots: Sequence[x509.Certificate]
-) -> dict[str, Answer]:
+def _answers(data: bytes, order: RunOrder, roots: Sequence[x509.Certificate]) -> dict[str, Answer]:
     """The institutions' words on this very order. Raises SovfedError if one of them is not by its institution."""
     values: Any = json.loads(data)
     if not isinstance(values, dict) or canonical(values) != data:

@@ -18,6 +18,7 @@ from sovfed.federation.decoded import certificate_of
 from sovfed.federation.errors import EvidenceError, IdentityError
 from sovfed.federation.evidence.entries import canonical
 from sovfed.federation.evidence.keys import check_ecdsa, sign_ecdsa
+from sovfed.federation.text import to_base64
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,10 +50,14 @@ class Envelope:
     def to_bytes(self) -> bytes:
         """Its one spelling."""
         signatures = [
-            {"cert": _text(signed.certificate), "keyid": _key_id(signed.certificate), "sig": _text(signed.signature)}
+            {
+                "cert": to_base64(signed.certificate),
+                "keyid": _key_id(signed.certificate),
+                "sig": to_base64(signed.signature),
+            }
             for signed in self.signatures
         ]
-        return canonical({"payload": _text(self.payload), "payloadType": PAYLOAD_TYPE, "signatures": signatures})
+        return canonical({"payload": to_base64(self.payload), "payloadType": PAYLOAD_TYPE, "signatures": signatures})
 
 
 def read_envelope(data: bytes) -> Envelope:
@@ -126,8 +131,8 @@ def _model_payload(files: Mapping[str, bytes]) -> bytes:
 def _sigstore(payload: bytes, signed: Signed) -> bytes:
     hint = hashlib.sha256(public_pem(signed.certificate)).hexdigest()
     envelope = {
-        "payload": _text(payload), "payloadType": PAYLOAD_TYPE,
-        "signatures": [{"keyid": "", "sig": _text(signed.signature)}],
+        "payload": to_base64(payload), "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": "", "sig": to_base64(signed.signature)}],
     }  # fmt: skip
     material = {"publicKey": {"hint": hint}, "tlogEntries": []}
     return canonical({"mediaType": SIGSTORE, "verificationMaterial": material, "dsseEnvelope": envelope})
@@ -144,10 +149,6 @@ def _key_id(certificate: bytes) -> str:
         return hashlib.sha256(public_pem(certificate)).hexdigest()
     except IdentityError as error:
         raise EvidenceError("a certificate of the release cannot be read") from error
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _bytes(text: Any) -> bytes:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from sovfed.federation.errors import ServiceError
+from sovfed.federation.files import sync_folder
 from sovfed.federation.secagg import wire
 from sovfed.federation.secagg.history import KINDS, Entry, History
 
@@ -63,7 +64,7 @@ class Journal:
             stack.callback(os.close, file)
             os.write(file, _HEAD)
             os.fsync(file)
-        _sync_folder(path)
+        sync_folder(path.parent)
 
     def commit(self, entries: Iterable[Entry]) -> None:
         """Put `entries` on disk; only then may the reply that came with them be sent.
@@ -128,7 +129,7 @@ class Journal:
             raise ServiceError(f"journal: cannot be rewritten ({error.strerror}); it goes on as it is") from error
         os.close(self._file)
         self._file, self._chain, self.history, self._sound = file, chain, history, True
-        _sync_folder(self._path)
+        sync_folder(self._path.parent)
 
     def close(self) -> None:
         os.close(self._file)
@@ -167,14 +168,6 @@ def _content(file: int) -> bytes:
     with os.fdopen(os.dup(file), "rb") as opened:
         opened.seek(0)
         return opened.read()
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _prefix(chain: bytes, length: int) -> bytes:

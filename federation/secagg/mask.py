@@ -52,9 +52,6 @@ class Stream:
     key: bytes = field(repr=False)
     add: bool = True
 
-    def inverse(self) -> Stream:
-        return Stream(self.key, not self.add)
-
 
 class Scratch:
     """One thread's ciphers, and its buffer for the keystream of a segment."""

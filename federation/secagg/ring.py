@@ -96,10 +96,6 @@ class Ring:
         noise = np.count_nonzero(mean) * survivors * self.step(total_weight) ** 2 / 6
         return math.sqrt(noise / max(square - noise, square / LARGEST_ERROR**2)) if square > 0 else 0.0
 
-    def error_bound(self, survivors: int, total_weight: int) -> float:
-        """Largest error of a coordinate of the weighted mean: one rounding step a survivor, and float32 of the clip."""
-        return survivors * self.step(total_weight) + 4 * self.clip * float(np.finfo(np.float32).eps)
-
 
 def header_size(metrics: int) -> int:
     """Words of a header with `metrics` metrics: count, weight, metrics, and zeros up to a multiple of 8."""

@@ -21,7 +21,7 @@ from sovfed.server.orders.purging import unpurged
 from sovfed.server.orders.told import officer_commands, order_lines, said_lines
 from sovfed.server.registry.enrolment import members, waiting_requests
 from sovfed.server.rounds.ledger_heads import behind
-from sovfed.server.runs.attendance import absences, attendance
+from sovfed.server.runs.attendance import absences, attendance, missed_by
 from sovfed.server.runs.awaiting import ago, nodes_of, why_waiting
 from sovfed.server.runs.control import ControlClient
 from sovfed.server.runs.curves import read_rounds
@@ -112,7 +112,7 @@ class Overview:
                     online_until=node.online_until if node else 0.0,
                     certificate_end=certificate.not_valid_after_utc.timestamp(),
                     last_run=_last_run(runs, member.institution),
-                    missed=max((_missed(lines, member.institution) for run, lines in runs if _on(run)), default=0),
+                    missed=max((missed_by(lines, member.institution) for run, lines in runs if _on(run)), default=0),
                     behind=member.institution in lacking,
                 )
             )
@@ -223,11 +223,6 @@ def _last_run(runs: list[tuple[dict[str, Any], list[dict[str, Any]]]], name: str
     return next(
         (run["name"] for run, lines in runs if any(name in line["participants"] for line in reversed(lines))), ""
     )
-
-
-def _missed(lines: list[dict[str, Any]], name: str) -> int:
-    """How many of the last rounds went without `name`."""
-    return next((number for number, line in enumerate(reversed(lines)) if name in line["participants"]), len(lines))
 
 
 def _left(run: dict[str, Any], lines: list[dict[str, Any]]) -> str:

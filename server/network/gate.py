@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from sovfed.federation.errors import IdentityError
 from sovfed.federation.wire.clocks import TIMESTAMP_HEADER, signed_too_far
-from sovfed.federation.wire.held import INSTITUTION
+from sovfed.federation.wire.held import INSTITUTION, replay
 from sovfed.server.network.door import PatientProtocol
 from sovfed.server.network.fleet_calls import CALLS, PUSH_OBJECT, FleetRules, RefusedError, body_limit
 
@@ -128,7 +128,7 @@ class FleetGate:
             return
         except _DisconnectedError:
             return
-        await self._app({**scope, INSTITUTION: peer.institution}, _replay(body, receive), send)
+        await self._app({**scope, INSTITUTION: peer.institution}, replay(body, receive), send)
 
     async def _judge(self, path: str, peer: Peer, key: bytes, body: bytes) -> None:
         try:
@@ -207,16 +207,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                     return bytes(body)
     except TimeoutError as error:
         raise RefusedError(408, f"the body took longer than {limit_s:.0f} s") from error
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that yields `body` once, then what the connection yields."""
-    pending: list[Event] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Event:
-        return pending.pop() if pending else await receive()
-
-    return replay
 
 
 async def _refuse(send: Send, status: int) -> None:

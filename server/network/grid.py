@@ -24,7 +24,8 @@ from sovfed.federation.wire.flower import SERVER_NODE_ID
 from sovfed.federation.wire.grids import LeftS, StreamingGrid, for_ever
 from sovfed.federation.wire.lane_codec import Parts, content_parts, error_reply, pack, unpack
 from sovfed.federation.wire.lane_end import LaneEnd
-from sovfed.server.network.lane_links import Link, Links
+from sovfed.server.network.lane_links import Links
+from sovfed.server.network.link import Link
 from sovfed.server.network.presence import NOBODY, Awaited
 
 log = logging.getLogger(__name__)

@@ -78,6 +78,24 @@ class Outcome:
     summary: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Paperwork:
+    """What an agency shows, signs and is told beside the rounds; a simulation has none of it.
+
+    `order` is what institutions are shown of the run before anything else, `on_answers` takes what they say to it.
+    `heads` are those of the institutions' privacy ledgers, which a private run countersigns. `sign_table` makes of what
+    stands in `TABLE` the file that institutions are sent.
+    """
+
+    order: Callable[[RunRequest], Bytes] | None = None
+    on_answers: Answered = lambda digest, answers: None
+    heads: LedgerHeads | None = None
+    sign_table: Callable[[dict[str, Any]], bytes] = lambda _table: b""
+
+
+NO_PAPERWORK: Final = Paperwork()
+
+
 def coordinate(
     grid: StreamingGrid,
     config: Config,
@@ -86,24 +104,17 @@ def coordinate(
     folder: Path,
     transport: str,
     identity: Identity | None = None,
-    heads: LedgerHeads | None = None,
+    paperwork: Paperwork = NO_PAPERWORK,
     tracker: Tracker | None = None,
     resume: bool = False,
     on_round: Callable[[dict[str, Any]], None] = lambda line: None,
-    on_answers: Answered = lambda digest, answers: None,
-    order: Callable[[RunRequest], Bytes] | None = None,
     engine: Callable[[Aggregation], Aggregation] = lambda usual: usual,
-    sign_table: Callable[[dict[str, Any]], bytes] = lambda _table: b"",
 ) -> Outcome:
     """Train for `config.rounds` rounds and return the outcome; with `resume`, go on after the last checkpoint.
 
-    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none. `heads` are
-    those of the institutions' privacy ledgers, which a private run countersigns; a simulation has none. `order` is what
-    institutions are shown of the run before anything else, `on_answers` takes what they say to it; neither has a
-    simulation. `engine` puts something in the place of the aggregation that the configuration asks for; only a
-    simulation does. `sign_table` makes of what stands in `TABLE` the file that institutions are sent; a simulation has
-    nobody to send it to. Raises CohortError when too few institutions answer; the checkpoint then lets the run be
-    resumed.
+    `identity` is the coordinator's, by which it speaks in secure aggregation; a run without it needs none.
+    `engine` puts something in the place of the aggregation that the configuration asks for; only a simulation does.
+    Raises CohortError when too few institutions answer; the checkpoint then lets the run be resumed.
     """
     task = configured_task(config.task)
     require_possible(config, task)
@@ -111,13 +122,13 @@ def coordinate(
     downlink = Downlink(rounded_of(optimizer))
     aggregation = _sampled(config, engine(_aggregation(grid, config, run, task, identity, downlink)))
     rounds = Rounds(config, run, grid, optimizer, aggregation)
-    rounds.name, rounds.order = plain_name(folder.name), order
+    rounds.name, rounds.order = plain_name(folder.name), paperwork.order
     rounds.withdrawn = partial(withdrawn_from, folder)
     if config.privacy.private:
         rounds.plan = PrivacyPlan.make(config, rounds.name, vector_size(config, task))
         if rounds.plan.drowned:
             log.warning("%s", rounds.plan.drowned)
-    training = _Training(rounds, folder, transport, heads, tracker, on_answers, sign_table)
+    training = _Training(rounds, folder, transport, paperwork, tracker)
     training.begin(resume=resume)
     training.train(on_round)
     return training.finish()
@@ -131,14 +142,11 @@ class _Training:
         rounds: Rounds,
         folder: Path,
         transport: str,
-        heads: LedgerHeads | None,
+        paperwork: Paperwork,
         tracker: Tracker | None,
-        on_answers: Answered,
-        sign_table: Callable[[dict[str, Any]], bytes],
     ) -> None:
         self._rounds, self._task, self._folder, self._transport = rounds, rounds.task, folder, transport
-        self._heads, self._tracker, self._sign_table = heads, tracker, sign_table
-        self._grid, self._config, self._on_answers = rounds.grid, rounds.config, on_answers
+        self._grid, self._config, self._paperwork, self._tracker = rounds.grid, rounds.config, paperwork, tracker
         self._stopping = Stopping(
             rounds.config, partial(gain, rounds.task.headline, metrics=rounds.task.metrics), folder
         )
@@ -161,8 +169,8 @@ class _Training:
         self._stopping.replay([(line["round"] - 1, line["metrics"].get(headline)) for line in lines])
         self._names = names_of(self._grid)
         _welcome(self._rounds)
-        if self._rounds.plan and self._heads:
-            self._rounds.before = partial(self._heads.before_round, self._grid, self._rounds.run)
+        if self._rounds.plan and (heads := self._paperwork.heads):
+            self._rounds.before = partial(heads.before_round, self._grid, self._rounds.run)
         if self._tracker:
             self._tracker.catch_up(self._last)
             connected = listed(self._names.values())
@@ -174,7 +182,7 @@ class _Training:
         kept = write_answers(self._folder, {names.get(node, str(node)): said for node, said in answers.items()})
         proposal = read_order(self._folder)
         if proposal is not None:
-            self._on_answers(proposal.order.digest, kept)
+            self._paperwork.on_answers(proposal.order.digest, kept)
 
     def train(self, on_round: Callable[[dict[str, Any]], None]) -> None:
         """Run the rounds that are left; a line of each to `on_round`."""
@@ -228,8 +236,8 @@ class _Training:
             summary["privacy"]["most_counted"] = rounds.plan.most_counted(len(summary["institutions"]))
         summary[DIGEST] = publish(folder, self._task, rounds.model, rounds.scale, summary)
         if rounds.plan:
-            if self._heads:
-                told_heads = self._heads.countersign(self._grid, rounds.run, names_of(self._grid))
+            if self._paperwork.heads:
+                told_heads = self._paperwork.heads.countersign(self._grid, rounds.run, names_of(self._grid))
                 summary["privacy"]["ledger_heads"] = told_heads
             started_from = summary.get("started_from_sha256", "")
             write_statement(folder, rounds.plan, self._task, self._transport, started_from)
@@ -315,7 +323,7 @@ class _Training:
     def _signed(self) -> bytes:
         """The run's table as institutions are sent it; nothing where it cannot be signed: the run is over."""
         try:
-            return self._sign_table(json.loads((self._folder / TABLE).read_bytes()))
+            return self._paperwork.sign_table(json.loads((self._folder / TABLE).read_bytes()))
         except (SovfedError, OSError) as error:
             log.warning("the table is sent to nobody as a signed file: %s", error)
             return b""

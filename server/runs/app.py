@@ -49,7 +49,7 @@ from sovfed.server.orders.making import Ordering
 from sovfed.server.orders.withdrawn import withdrawn_from
 from sovfed.server.own_tasks import require_reviewed
 from sovfed.server.registry.enrolment import members
-from sovfed.server.rounds.coordinator import coordinate
+from sovfed.server.rounds.coordinator import Paperwork, coordinate
 from sovfed.server.rounds.ledger_heads import LedgerHeads
 from sovfed.server.runs.awaiting import Attentive
 from sovfed.server.runs.curves import read_rounds
@@ -151,11 +151,13 @@ def _train(
     lane, transport = connect(base, config, home, folder)
     grid = Attentive(lane, folder, config.server.min_cohort)
     try:
+        paperwork = Paperwork(
+            Ordering(config, plain_name(folder.name), folder, own, home), logged.answers,
+            LedgerHeads(home, identity) if identity else None, partial(sign_table, home, folder.name),
+        )  # fmt: skip
         outcome = coordinate(
-            grid, config, run=str(base.run.run_id), folder=folder, transport=transport,
-            identity=identity, heads=LedgerHeads(home, identity) if identity else None, tracker=tracker, resume=resume,
-            order=Ordering(config, plain_name(folder.name), folder, own, home), on_round=logged.round,
-            on_answers=logged.answers, sign_table=partial(sign_table, home, folder.name),
+            grid, config, run=str(base.run.run_id), folder=folder, transport=transport, identity=identity,
+            paperwork=paperwork, tracker=tracker, resume=resume, on_round=logged.round,
         )  # fmt: skip
         logged.model(outcome.summary)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 def attendance(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -31,6 +31,11 @@ def attendance(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 def participants(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """The institutions that were in the sum of any round, sorted."""
     return sorted({name for line in lines for name in line["participants"]})
+
+
+def missed_by(lines: Sequence[Mapping[str, Any]], name: str) -> int:
+    """How many of the last rounds went without `name`."""
+    return next((number for number, line in enumerate(reversed(lines)) if name in line["participants"]), len(lines))
 
 
 def absences(by_name: Mapping[str, Mapping[str, Any]], rounds: int) -> list[str]:

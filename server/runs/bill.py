@@ -18,8 +18,8 @@ LIBRARIES: Final = ("sovfed", "torch", "numpy", "flwr", "opacus", "dp-accounting
 NAMESPACE: Final = uuid.UUID("6a0d1f5e-6f3e-5d2b-9f41-0f6ad1f9a5a1")
 
 
-def bill_of_materials(facts: Mapping[str, Any], sha256: str, told: bytes) -> bytes:
-    """The bill of the model with that SHA-256 (hex), whose `model.json` is `told`: equal ones for equal arguments."""
+def bill_of_materials(facts: Mapping[str, Any], sha256: str) -> bytes:
+    """The bill of the model with these facts and that SHA-256 (hex): equal ones for equal arguments."""
     from cyclonedx.model import HashAlgorithm, HashType
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType

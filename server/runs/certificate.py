@@ -124,7 +124,7 @@ def _sealed(home: Path, run: str, summary: Mapping[str, Any]) -> bytes:
         SIGNATURE: sealed.model_signature(models, home),
         PUBLIC_KEY: sealed.public_pem(certificate),
         REVOKED: revoked(home, certificate),
-        BILL: bill_of_materials(facts, summary[DIGEST], models["model.json"]),
+        BILL: bill_of_materials(facts, summary[DIGEST]),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     payload = sealed.statement(digests, _predicate(home, run, summary, facts))

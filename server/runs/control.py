@@ -67,13 +67,9 @@ class NodeRecord:
 class RunRecord:
     """What the superlink knows of a run; `status`: pending, starting, running, finished:completed|failed|stopped."""
 
-    run_id: int
     status: str
     details: str
     config: dict[str, Any]
-    pending_at: str
-    running_at: str
-    finished_at: str
 
     @property
     def finished(self) -> bool:
@@ -155,13 +151,6 @@ class ControlClient:
         request = StartRunRequest(fab=Fab(content=build_bundle()), override_config=override)
         return int(self._call(lambda: self._client.StartRun(request)).run_id)
 
-    def list_runs(self, limit: int = 100) -> list[RunRecord]:
-        """The newest `limit` runs, newest first."""
-        from flwr.proto.control_pb2 import ListRunsRequest
-
-        runs = self._call(lambda: self._client.ListRuns(ListRunsRequest(limit=limit))).run_dict.values()
-        return sorted(map(_run_record, runs), key=lambda run: run.pending_at, reverse=True)
-
     def get_run(self, run_id: int) -> RunRecord:
         """Run `run_id`; UnknownRunError if there is none."""
         from flwr.proto.control_pb2 import ListRunsRequest
@@ -213,11 +202,7 @@ def _run_record(run: Run) -> RunRecord:
     except (KeyError, ValueError):
         config = {}  # not a run of ours
     return RunRecord(
-        run_id=run.run_id,
         status=":".join(filter(None, (run.status.status, run.status.sub_status))),
         details=run.status.details,
         config=config if isinstance(config, dict) else {},
-        pending_at=run.pending_at,
-        running_at=run.running_at,
-        finished_at=run.finished_at,
     )

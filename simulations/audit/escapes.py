@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sovfed.clients.node.sandbox import NAMES, seal_as
 from sovfed.federation.host.seccomp import this_machine
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     Attempts = dict[str, Callable[[], object]]
 
 _PTRACE_SEIZE, _PTRACE_DETACH, _NEW_NETWORK, _SIGCHLD = 0x4206, 17, 0x40000000, 17
-_MEMORY_START: Final = 4096
 
 
 @dataclass(frozen=True)

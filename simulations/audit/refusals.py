@@ -105,7 +105,7 @@ class Verdict:
 
 
 class Refusing(TrainerService):
-    """The control: what the trainer did before, when what failed on the records was refused with a code."""
+    """The control: a trainer that refuses, with a code, what fails on the records."""
 
     def __init__(self, *parts: Any, **others: Any) -> None:
         super().__init__(*parts, **others)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sovfed.clients.data import Records
-from sovfed.clients.training.device import PRECISIONS, choose_device
+from sovfed.clients.training.device import PRECISIONS, choose_device, device_name
 from sovfed.federation.secagg.local import found, random_updates
 from sovfed.simulations.benchmarks.bare_language import seconds, tokens_per_s
 from sovfed.simulations.benchmarks.language import Size, decoder_task
@@ -142,8 +142,3 @@ def masked_s(size: int, times: int, device: torch.device) -> list[float]:
         return seconds(lambda: federation.upload(round_, 0, model, update, WEIGHT), device)
 
     return [upload(number) for number in range(1, times + 1)]
-
-
-def device_name(device: torch.device) -> str:
-    """The maker's name of a GPU, else what torch calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.serde import user_config_to_proto
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.control_pb2 import ListRunsRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, PullTaskInputRequest
 from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -168,4 +168,4 @@ def test_ours_refuses_even_an_enrolled_institution(ours: Ours, path: str, messag
     with network_client(ours.target.port, ours.insider.folder) as client:
         assert post(client, path, message, ours.insider.headers()).status_code == 404
     assert ours.control.list_nodes() == []
-    assert ours.control.list_runs() == []
+    assert not ours.control._client.ListRuns(ListRunsRequest(limit=100)).run_dict

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 
@@ -15,11 +14,8 @@ from PIL import Image
 from tests.federation.models.made_tasks import BINARY, RUN, model_of
 
 from sovfed.clients.cli.use import cli
-from sovfed.clients.models import prediction_apart
 from sovfed.clients.models.predicted import _csv, _Rows
-from sovfed.clients.models.prediction_apart import Prediction, predictions_apart
 from sovfed.federation.errors import ConfigError, DataError
-from sovfed.federation.host.apart import Completed
 from sovfed.federation.models.saved import load_model, save_model
 from sovfed.federation.tasks import registry
 from sovfed.federation.tasks.declared import task_from_text
@@ -140,19 +136,6 @@ def test_no_word_of_a_task_becomes_a_formula_in_a_spreadsheet() -> None:
     header, *lines = list(csv.reader(text.splitlines()))
     assert header == ["'=row", "class", "probability_=1"]
     assert [line[1] for line in lines] == ["'=1+1", "'+cmd|x", "'-2+3", "'@A1", "+", "-", "-5", "ill"]
-
-
-def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It can write to the pipe itself, beside the table or in its place."""
-    printed = 'line,class\n1,\x1b[2Jill\n2,=1+1\n3,-1e-05\n4,\'=x\n5,"a\nb"\n'
-    answers = [printed.encode() + b"6,\xff\n", b"x" * 200_000]
-    monkeypatch.setattr(prediction_apart, "run_apart", lambda *_, **__: Completed(0, answers.pop(0), b""))
-    text = predictions_apart(Prediction("/m", "/a", "/t"))
-    assert "\x1b" not in text
-    cells = [row[1] for row in csv.reader(io.StringIO(text))]
-    assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
-    with pytest.raises(DataError, match="printed no table"):
-        predictions_apart(Prediction("/m", "/a", "/t"))
 
 
 @pytest.mark.parametrize("seen", ["1970-01-02", "02.01.1970"])

@@ -435,6 +435,7 @@ def test_nothing_is_taken_back_without_an_officers_passphrase_or_where_nothing_w
     digest, waiting = asked(house, "kept"), asked(house, "not-yet")
     assert page.post("/orders", data=form(page, digest)).status_code == 303
     assert "neither signed nor refused" in told(page.post("/orders", data=form(page, waiting, decision="withdrawn")))
+    assert [each.choices for each in Signing(home).desk().waiting if each.digest == waiting] == [("signed", "refused")]
     for changes, why in (
         ({"passphrase": "guess"}, "another passphrase"), ({"passphrase": ""}, "another passphrase"),
         ({"officer": ""}, "no officer"), ({"officer": "zoe"}, "no officer"),

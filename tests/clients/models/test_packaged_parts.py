@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from tests.packages import HEADER, TASK, make_signer, rows, write_wheel
 
 from sovfed.clients.models.prediction_apart import OWN, Prediction, exported_apart, predictions_apart
 from sovfed.federation.archive.packing import pack
+from sovfed.federation.errors import DataError
 from sovfed.server.registry import authority
 
 TRAIN = """
@@ -47,6 +51,41 @@ print(json.dumps([
     str(states.list()[0].path),
 ]))
 """
+
+
+PRINTING = (
+    TASK
+    + """
+import os, sys
+if "sovfed.clients.models.prediction_apart" in sys.orig_argv:
+    for number in range(3, 64):
+        try:
+            os.write(number, {printed!r})
+        except OSError:
+            pass
+    os._exit(0)
+"""
+)
+
+
+def test_code_of_an_archive_prints_no_formula_and_steers_no_terminal(tmp_path: Path) -> None:
+    """It writes to the pipe itself, in the table's place."""
+    authority.init(tmp_path / "authority", "Authority")
+    signer = make_signer(tmp_path, tmp_path / "authority", "pat", "vendor")
+    (tmp_path / "model").mkdir()
+
+    def predicted(name: str, printed: bytes) -> str:
+        folder = tmp_path / name
+        wheel = write_wheel(folder, task=PRINTING.format(printed=printed))
+        (folder / "task.sovtask").write_bytes(pack(wheel, signer)[0].to_bytes())
+        return predictions_apart(Prediction(str(tmp_path / "model"), str(folder / "task.sovtask"), str(folder)))
+
+    text = predicted("words", b'line,class\n1,\x1b[2Jill\n2,=1+1\n3,-1e-05\n4,\'=x\n5,"a\nb"\n6,\xff\n')
+    assert "\x1b" not in text
+    cells = [row[1] for row in csv.reader(io.StringIO(text))]
+    assert cells == ["class", "\\x1b[2Jill", "'=1+1", "-1e-05", "'=x", "a\nb", "\ufffd"]
+    with pytest.raises(DataError, match="printed no table"):
+        predicted("long", b"x" * 200_000)
 
 
 def test_a_packaged_head_stays_and_comes_with_the_institutions_model(tmp_path: Path) -> None:

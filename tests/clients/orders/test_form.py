@@ -23,11 +23,6 @@ from sovfed.server.rounds.privacy import PrivacyPlan
 OTHER = {**FORMS, METRICS: FORMS[METRICS] + 1}
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
-
-
 def test_an_institution_of_another_version_is_in_no_sum(house: House, tmp_path: Path) -> None:
     folder = private_directory(tmp_path / "run")
     made = rounds(house, folder, *(OrderRules() for _ in range(4)), forms={"h4": OTHER})

@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.clients.orders.house import CONFIG, TASK, House, training, whole
+from tests.clients.orders.house import CONFIG, House, training, whole
 
-from sovfed.clients.home.folder import create
-from sovfed.clients.home.policy import Policy
 from sovfed.clients.orders.book import MAX_WAITING, OrderBook
-from sovfed.clients.orders.leaving import withdraw
-from sovfed.clients.orders.rules import DataPermit, OrderRules, Standing
-from sovfed.federation.config import ClientConfig
+from sovfed.clients.orders.rules import OrderRules, Standing
 from sovfed.federation.errors import BoundError, IdentityError, OrderError, ProtocolError, SovfedError
 from sovfed.federation.messages import (
     EvaluateRequest,
@@ -29,18 +25,12 @@ from sovfed.federation.messages import (
     RunRequest,
     SecaggRequest,
 )
-from sovfed.federation.orders.answers import CONSENTED, REFUSED, SIGNED, Answer
-from sovfed.federation.orders.order import Proposal
+from sovfed.federation.orders.answers import CONSENTED, REFUSED, SIGNED
 from sovfed.federation.secagg.files import load_identity
 from sovfed.federation.secagg.keys import HYBRID
 from sovfed.federation.secagg.terms import Terms
 
 BYTES = np.ones(1, np.uint8)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
 
 
 def shown(house: House, run: str = "7", **changes: Any) -> tuple[RunRequest, str]:
@@ -366,116 +356,6 @@ def test_orders_that_wait_keep_out_none_that_is_consented_to(house: House) -> No
     assert gate.consider(house.show(request, house.proposal(request, CONFIG, purpose="known")))[0] == CONSENTED
 
 
-# Two persons of the agency
-
-
-def approved(house: House, proposal: Proposal, *people: str, organisation: str = "agency") -> Proposal:
-    from sovfed.federation.orders.approving import approve
-
-    for person in people:
-        proposal = approve(proposal, house.person(person, organisation))
-    return proposal
-
-
-def test_an_order_needs_the_persons_that_the_policy_asks_for(house: House) -> None:
-    gate = house.gate("h1", OrderRules(min_approvers=2, approvers=("agency",)))
-    request = whole(CONFIG)
-    proposal = house.proposal(request, CONFIG)
-    with pytest.raises(BoundError, match="approved by nobody"):
-        gate.consider(house.show(request, proposal))
-    once = approved(house, proposal, "ann")
-    with pytest.raises(BoundError, match="approved by ann@agency"):
-        gate.consider(house.show(request, once))
-    assert gate.consider(house.show(request, approved(house, once, "bob")))[0] == CONSENTED
-
-
-def test_one_person_does_not_count_twice_nor_a_stranger_at_all(house: House) -> None:
-    from sovfed.federation.archive.signing import sign
-    from sovfed.federation.orders.order import DOMAIN
-
-    gate = house.gate("h1", OrderRules(min_approvers=2, approvers=("agency",)))
-    request = whole(CONFIG)
-    proposal = house.proposal(request, CONFIG)
-    ann = house.person("ann")
-    twice = sign(proposal.order.text, "reviewer", ann.certificate, ann.key, domain=DOMAIN)
-    pub = sign(proposal.order.text, "publisher", ann.certificate, ann.key, domain=DOMAIN)
-    other = house.person("ann2")  # another person of the agency, but signing in the domain of archives
-    wrong_domain = sign(proposal.order.text, "reviewer", other.certificate, other.key)
-    outside = house.person("eve", "clinic")
-    stranger = sign(proposal.order.text, "reviewer", outside.certificate, outside.key, domain=DOMAIN)
-    for approvals in ((twice, twice), (twice, pub), (twice, stranger), (twice, wrong_domain)):
-        shown_ = house.show(request, dataclasses.replace(proposal, approvals=approvals))
-        with pytest.raises((BoundError, IdentityError)):
-            gate.consider(shown_)
-    another = house.proposal(request, CONFIG, purpose="another")
-    replayed = dataclasses.replace(another, approvals=approved(house, proposal, "bob", "cid").approvals)
-    with pytest.raises(IdentityError):
-        gate.consider(house.show(request, replayed))
-
-
-def test_min_approvers_without_names_is_no_policy() -> None:
-    with pytest.raises(ValueError, match="name the agency's people"):
-        OrderRules(min_approvers=2)
-
-
-# Permits
-
-
-def test_a_permit_bounds_purpose_persons_tasks_and_time(house: House) -> None:
-    good = DataPermit(
-        purpose="to train the task's model", persons=("the agency",), tasks=("breast_cancer",), without_privacy=True,
-        expires="2999-12-31",
-    )  # fmt: skip
-    request, _ = shown(house, permit="p-1")
-    assert house.gate("h1", OrderRules(), {"p-1": good}).consider(request)[0] == CONSENTED
-    for name, change in {
-        "h2": {"purpose": "other"}, "h3": {"persons": ("eve",)}, "h4": {"tasks": ("heart",)},
-        "h5": {"without_privacy": False}, "h6": {"expires": "2020-01-01"},
-    }.items():  # fmt: skip
-        with pytest.raises(BoundError, match="permit 'p-1'"):
-            house.gate(name, OrderRules(), {"p-1": dataclasses.replace(good, **change)}).consider(request)  # type: ignore[arg-type]
-    with pytest.raises(BoundError, match="not in the policy's permits"):
-        house.gate("h7", OrderRules()).consider(request)
-    with pytest.raises(BoundError, match="require_permit"):
-        house.gate("h8", OrderRules(require_permit=True)).consider(shown(house)[0])
-
-
-def test_no_round_is_answered_after_the_permit_has_ended(house: House) -> None:
-    from datetime import UTC, datetime
-
-    day = datetime.fromtimestamp(house.now, UTC).date().isoformat()
-    gate = house.gate("h1", OrderRules(), {"p-1": DataPermit(without_privacy=True, expires=day)})
-    gate.consider(shown(house, permit="p-1")[0])
-    gate.require(training(CONFIG))
-    house.now += 86_400
-    with pytest.raises(OrderError, match="it ended on"):
-        gate.require(training(CONFIG))
-
-
-def test_the_runs_under_a_permit_share_its_epsilon(house: House) -> None:
-    order = dataclasses.replace(house.proposal(whole(CONFIG), CONFIG).order, kind="private", epsilon=1.0)
-    permit = DataPermit(epsilon=1.5)
-    assert permit.why_not(order, 0.5, house.now) == ""
-    assert "ε 0.6 + 1" in permit.why_not(order, 0.6, house.now)
-
-
-def test_a_run_under_an_order_takes_no_other_so_that_what_a_permit_has_cost_is_kept(house: House) -> None:
-    """Showing another order on the same run of Flower's made the first one, its ε and its answers be forgotten."""
-    permits = {"p-1": DataPermit(without_privacy=True)}
-    gate = house.gate("h1", OrderRules(), permits)
-    under, digest = shown(house, permit="p-1")
-    gate.consider(under)
-    gate.require(training(CONFIG))
-    other, _ = shown(house, purpose="another")
-    with pytest.raises(OrderError, match="can be under no other"):
-        gate.consider(other)
-    assert OrderBook(house.home("h1")).runs()["7"].order == digest
-    gate.consider(dataclasses.replace(other, run="8"))
-    gate.consider(dataclasses.replace(under, run="9"))
-    bound = OrderBook(house.home("h1")).runs()["9"]
-    assert bound.answered and bound.permit == "p-1" and bound.earlier == ("7",)
-
-
 def test_an_order_names_the_run_whose_personal_models_and_charges_it_is_for(house: House) -> None:
     request = whole(CONFIG)
     with pytest.raises(OrderError, match="run"):
@@ -512,57 +392,3 @@ def test_no_round_is_answered_after_the_standing_consent_has_ended(house: House)
     house.now += 3 * 86_400
     with pytest.raises(OrderError, match="does not hold any more"):
         gate.require(training(CONFIG, number=2))
-
-
-@pytest.mark.parametrize("officer", [True, False])
-def test_who_withdrew_answers_nothing_more_of_the_run_and_consents_to_no_other_of_its_task(
-    tmp_path: Path, officer: bool
-) -> None:
-    """By its officer's word, or by the node's where it has none; also after a restart."""
-    house = House(tmp_path)
-    home, rules = house.home("h1"), house.required("h1") if officer else OrderRules()
-    create(home, ClientConfig(), Policy((TASK.name,), orders=rules))
-    request, other = whole(CONFIG), whole(CONFIG, "8")
-    proposal = house.proposal(request, CONFIG)
-    gate = house.gate("h1", rules)
-    if officer:
-        house.answer("h1", proposal.order.digest)
-    assert gate.consider(house.show(request, proposal))[0] == ("signed" if officer else "standing")
-    gate.require(training(CONFIG))
-
-    said = withdraw(OrderBook(home), proposal.order, lambda: house.officer("h1"), "", "", int(house.now))
-
-    said.check_origin((house.authority.root,))
-    for now in (gate, house.gate("h1", rules)):
-        with pytest.raises(OrderError, match="withdrawn here"):
-            now.require(training(CONFIG))
-    state, answer = house.gate("h1", rules).consider(house.show(request, proposal))
-    assert (state, answer and answer.decision) == ("withdrawn", "withdrawn")
-    again = house.proposal(other, CONFIG, purpose="again, without asking")
-    assert gate.consider(house.show(other, again)) == ("awaiting", None)
-
-
-def test_a_withdrawal_said_twice_is_one_and_what_a_trainer_writes_is_none(tmp_path: Path) -> None:
-    """A trainer that was taken over wrote "withdrawn" among its own words, so that nobody could withdraw."""
-    house = House(tmp_path)
-    home, request = house.home("h1"), whole(CONFIG)
-    house.gate("h1", OrderRules())
-    create(home, ClientConfig(home=str(home)), Policy())
-    order, book = house.proposal(request, CONFIG).order, OrderBook(home)
-    identity = load_identity(home / "identity")
-    with pytest.raises(IdentityError, match="no officer"):  # nor does the node sign for one whom nobody names any more
-        withdraw(book, order, lambda: house.officer("h1"), "ito", "", int(house.now))
-    book.write_consent(Answer(order.digest, "h1", "withdrawn", at=1).by_node(identity))
-    first = withdraw(book, order, lambda: house.officer("h1"), "", "", int(house.now))
-    assert book.answer(order.digest) == first and book.withdrawn_tasks() == {order.task_digest}
-    assert withdraw(book, order, lambda: house.officer("h1"), "", "again", int(house.now) + 9) == first
-    book.write_answer(dataclasses.replace(first, reason="changed"))  # it holds no more
-    assert withdraw(book, order, lambda: house.officer("h1"), "", "anew", int(house.now)).reason == "anew"
-
-
-def test_a_list_of_withdrawals_that_cannot_be_read_consents_to_nothing(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    gate = house.gate("h1", OrderRules())
-    (house.home("h1") / "orders" / "withdrawn.json").write_bytes(b"[")
-    with pytest.raises(OrderError, match="cannot be read"):
-        gate.consider(house.show(whole(CONFIG), house.proposal(whole(CONFIG), CONFIG)))

@@ -195,6 +195,7 @@ def test_what_a_permit_left_goes_by_itself_where_the_policy_says_so_and_the_cloc
     assert key.exists() and not OrderBook(home).is_purged("p-1")
     record(house.folder / "agency", "login", role="viewer")
     cosign(home, house.folder / "agency")
+    assert purge_ended(home, permits, time.time() + AWAY_S + 60) == [] and key.exists()  # nor after that
     purge_what_ended(home, policy)
     assert not key.exists() and OrderBook(home).is_purged("p-1")
     assert next(LogReader(home).newest())["event"] == "purged"

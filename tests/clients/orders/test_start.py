@@ -32,11 +32,6 @@ OTHER = LAST_YEARS * np.float32(1.0001)
 BEGINS = Beginning(start_digest(LAST_YEARS), "the model of run heart-2026")
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
-
-
 def further(tmp_path: Path, vector: Vector = LAST_YEARS, *more: str) -> Config:
     """The settings of a run that trains the model with these parameters further."""
     folder = tmp_path / "last-year"

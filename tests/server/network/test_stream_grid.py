@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from flwr.app import Context, Error, RecordDict
 from flwr.app import Message as FlowerMessage
-from flwr.proto.node_pb2 import NodeInfo
 from tests.lane_fixture import MAX_BYTES, RUN_ID, Agency, Cutter, DirectGrid, agency, wait_until
 
 from sovfed.federation.errors import AwayError, ProtocolError, ServiceError
@@ -24,6 +23,7 @@ from sovfed.federation.messages import LaneOffer, Refusal, TrainReply, TrainRequ
 from sovfed.federation.wire.flower import from_records, new_message, to_records
 from sovfed.federation.wire.lane import Outgoing
 from sovfed.server.network import lane_links
+from sovfed.server.network import link as node_link
 from sovfed.server.network.grid import StreamGrid, open_stream_grid
 from sovfed.server.network.presence import Awaited, Presence
 from sovfed.server.rounds.patience import Patience
@@ -276,7 +276,7 @@ def test_a_restarted_gateway_is_offered_the_lane_again_and_asked_again(
     found: Agency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_links, "GRACE_S", 0.2)
-    monkeypatch.setattr(lane_links, "OFFER_AGAIN_S", 0.5)
+    monkeypatch.setattr(node_link, "OFFER_AGAIN_S", 0.5)
     gateway = found.gateways[0]
     with opened(found) as grid:
         assert ask_all(found, grid, 1) == node_ids(found)
@@ -352,7 +352,7 @@ def test_an_offer_that_was_slow_to_arrive_is_as_good_as_the_one_made_after_it(
     found: Agency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who gets to the first offer after the second was made joins with it, and the second changes nothing."""
-    monkeypatch.setattr(lane_links, "OFFER_AGAIN_S", 0.3)
+    monkeypatch.setattr(node_link, "OFFER_AGAIN_S", 0.3)
     gateway, offers = found.gateways[0], list[LaneOffer]()
     lane = gateway.lane
     assert lane is not None
@@ -372,51 +372,6 @@ def test_an_offer_that_was_slow_to_arrive_is_as_good_as_the_one_made_after_it(
         assert link.end is not None
         assert link.end.streams == 1
         assert grid.presence() == {"joined": 4, "wanted": 4, "missing": {}}
-
-
-def test_offers_that_nobody_takes_up_are_made_less_and_less_often() -> None:
-    link = lane_links.Link(NodeInfo(node_id=1, public_key=b"", name="hospital-1"))
-    waits = []
-    for link.offers in range(1, 7):
-        waits.append(link.due_after_s(0))
-    assert waits == [10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
-    assert link.due_after_s(32) == 90.0  # they share the agency
-    assert link.due_after_s(1000) == 90.0  # no more offers are on their way at once
-
-
-def test_of_many_nodes_a_few_are_offered_the_lane_at_a_time_and_those_first_that_were_not_yet() -> None:
-    """Seen: 300 offers at once shared a busy superlink, none was fetched in time, all were made again: 10 joined."""
-    links = [lane_links.Link(NodeInfo(node_id=number, public_key=b"", name=f"h{number}")) for number in range(100)]
-    now, joined_at, order = 1000.0, float("-inf"), list[int]()
-
-    def step() -> list[int]:
-        offered = lane_links.next_offers(links, now, joined_at)
-        for link in offered:
-            link.offers, link.offered_at = link.offers + 1, now
-        order.extend(link.node_id for link in offered)
-        return [link.node_id for link in offered]
-
-    assert step() == list(range(32))
-    assert step() == [], "all of them are on their way"
-    links = links[10:]  # ten have joined
-    assert step() == list(range(32, 42))
-    links[0].declined = True
-    assert step() == [42]
-    now += 15.1  # nobody has taken anything up
-    assert step() == list(range(43, 75)), "who was not offered anything yet comes first"
-    now += 15.1
-    assert step()[:25] == list(range(75, 100))
-    assert set(order) == set(range(100))
-
-
-def test_while_others_join_an_offer_on_its_way_is_not_made_again_but_not_for_ever() -> None:
-    link = lane_links.Link(NodeInfo(node_id=1, public_key=b"", name="hospital-1"))
-    link.offered_at = 100.0
-    assert link.waits_since(joined_at=130.0) == 100.0, "it was in, and is offered the lane anew at once"
-    link.offers = 1
-    assert link.waits_since(joined_at=90.0) == 100.0
-    assert link.waits_since(joined_at=130.0) == 130.0
-    assert link.waits_since(joined_at=1000.0) == 160.0
 
 
 def test_as_many_are_waited_for_as_are_wanted_and_no_longer_than_they_may(

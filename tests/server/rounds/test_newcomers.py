@@ -16,7 +16,7 @@ from sovfed.federation.files import private_directory
 from sovfed.server.orders.making import Ordering
 from sovfed.server.orders.withdrawn import PROFILED, Withdrawal, add_withdrawal
 from sovfed.server.rounds import checkpoint
-from sovfed.server.rounds.coordinator import coordinate
+from sovfed.server.rounds.coordinator import Paperwork, coordinate
 from sovfed.simulations.grid import InMemoryGrid
 
 ROUNDS = 6
@@ -39,10 +39,11 @@ def test_the_model_from_before_a_newcomer_is_kept_and_who_withdraws_is_asked_no_
         if line["round"] == 4:
             add_withdrawal(folder, Withdrawal("h4", 0, "0" * 64, 2, 3))
 
+    order = Ordering(config, "study", folder, house.agency)
+    paperwork = Paperwork(order, lambda digest, answers: said.append((digest, sorted(answers))))
     coordinate(
-        InMemoryGrid(here, names), config, run="7", folder=folder, transport="stream",
-        order=Ordering(config, "study", folder, house.agency), on_round=on_round,
-        on_answers=lambda digest, answers: said.append((digest, sorted(answers))),
+        InMemoryGrid(here, names), config, run="7", folder=folder, transport="stream", paperwork=paperwork,
+        on_round=on_round,
     )  # fmt: skip
 
     took_part = [line["participants"] for line in lines]
