@@ -36,6 +36,7 @@ from sovfed.server.runs.control import ControlClient
 from sovfed.simulations.ports import free_ports
 
 ENROLMENT_TIMEOUT_S: Final = 60.0
+ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 AT_ONCE: Final = 8  # institutions that enrol at the same time: the agency takes ten requests a second from one address
 TERMS: Final = Terms(min_cohort=LEAST_COHORT, colluders=0, differencing=RECORD)
 POLICY: Final = Policy(
@@ -169,17 +170,19 @@ class LocalFederation:
         if "agency" in self.supervisors:
             self.supervisors["agency"].stop()
         self.supervisors.clear()
-        if _is_main_thread() and signal.getsignal(signal.SIGTERM) is _end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ENDING if _is_main_thread() else ():
+            if signal.getsignal(number) is _end:
+                signal.signal(number, signal.SIG_DFL)
 
     def start(self) -> Self:
         """Everything in order: agency, enrolment, institutions. Stops what it started if a step fails.
 
-        SIGTERM ends it like Ctrl-C from now on, unless it has another meaning: a coordinator outlives its executor, so
-        that who were just killed would leave it behind.
+        SIGTERM and SIGHUP, as of a session that is closed, end it like Ctrl-C from now on, unless they have another
+        meaning: a coordinator outlives its executor, so that who were just killed would leave it behind.
         """
-        if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _end)
+        for number in ENDING if _is_main_thread() else ():
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _end)
         try:
             self.build_agency()
             self.start_agency()
@@ -204,5 +207,6 @@ def _is_main_thread() -> bool:
 
 def _end(number: int, _: object) -> NoReturn:
     """End this process with what it started, once: `timeout` sends two signals, and ending takes its time."""
-    signal.signal(number, signal.SIG_IGN)
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -48,8 +48,10 @@ def renew(timeout_s: float, new_key: bool, home: Path) -> None:
     Example:
       sovfed client renew
     """
-    from sovfed.clients.home.folder import proxy_setting
+    from sovfed.clients.home.folder import load_config
     from sovfed.clients.node.renewal import renew as request_renewal
 
-    until = request_renewal(home, timeout_s, announce=announce, proxy=proxy_setting(home), new_key=new_key)
+    config = load_config(home)
+    way = {"proxy": config.proxy, "lane": config.lane_address}
+    until = request_renewal(home, timeout_s, announce=announce, new_key=new_key, **way)
     click.echo(f"valid until {until:%F}")

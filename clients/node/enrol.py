@@ -173,6 +173,14 @@ def load_institution(home: Path) -> Institution:
     return bind(Institution, json.loads(path.read_text(encoding="utf-8")), str(path), IdentityError)
 
 
+def lane_of(home: Path, chosen: str | None) -> str:
+    """host:port of the agency's lane, where lists and renewals come from too: what client.yaml has `chosen`, if any.
+
+    Raises ServiceError if the institution is not enrolled.
+    """
+    return chosen or load_institution(home).lane_address
+
+
 def own_key(identity: Path, name: str = "key.pem") -> ec.EllipticCurvePrivateKey:
     """The private key in `identity/`, made if there is none."""
     path = identity / name

@@ -40,7 +40,7 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
     if config.runtime_port == 0:
         raise ConfigError("runtime_port is 0; the gateway must be told the SuperNode's Runtime port")
     from sovfed.clients.node.app import make_client_app
-    from sovfed.clients.node.enrol import load_institution
+    from sovfed.clients.node.enrol import lane_of
     from sovfed.clients.node.executor import run_executor
     from sovfed.clients.node.heads import keep_exchanging
     from sovfed.clients.node.lane import LaneClient
@@ -54,14 +54,14 @@ def run(home: Path, config: ClientConfig, stop: threading.Event, beat: Callable[
         home,
         make_client_app(Telling(trainer, rounds)),
         max_message_bytes=config.max_message_bytes,
-        address=config.lane_address or load_institution(home).lane_address,  # a run cannot send us elsewhere
+        address=lane_of(home, config.lane_address),  # a run cannot send us elsewhere
         proxy=config.proxy,
     )
     app = make_client_app(Telling(trainer, rounds), join=lane.open)
-    keeping = (home, config.crl_refresh_s, stop, config.proxy)
+    keeping = (home, config.crl_refresh_s, stop, config.proxy, config.lane_address)
     fresh = threading.Thread(target=keep_fresh, args=keeping, name="fresh", daemon=True)
     fresh.start()
-    exchanging = (home, config.heads_every_s, stop, rounds, config.proxy)
+    exchanging = (home, config.heads_every_s, stop, rounds, config.proxy, config.lane_address)
     threading.Thread(target=keep_exchanging, args=exchanging, name="heads", daemon=True).start()
     log.info("taking tasks at %s for the trainer of %s", address, home)
     try:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.node.agency import ask, mutual_channel
-from sovfed.clients.node.enrol import load_institution
+from sovfed.clients.node.enrol import lane_of
 from sovfed.federation.errors import EvidenceError, IdentityError, SovfedError
 from sovfed.federation.evidence import merkle
 from sovfed.federation.evidence.keys import AGENCY, INSTITUTION, Voucher, read_voucher
@@ -157,10 +157,11 @@ class Exchange:
 
 
 def keep_exchanging(
-    home: Path, least_s: float, stop: threading.Event, wake: threading.Event, proxy: str | None = None
-) -> None:
+    home: Path, least_s: float, stop: threading.Event, wake: threading.Event, proxy: str | None = None,
+    lane: str | None = None,
+) -> None:  # fmt: skip
     """Exchange heads after each round, `least_s` apart at least, and every ten seconds without any, until `stop`."""
-    exchange, address, said = Exchange(home), load_institution(home).lane_address, ""
+    exchange, address, said = Exchange(home), lane_of(home, lane), ""
     while not stop.is_set():
         try:
             with mutual_channel(home, address, proxy) as channel:

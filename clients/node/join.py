@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from sovfed.clients.node.agency import ask, mutual_channel
-from sovfed.clients.node.enrol import load_institution
+from sovfed.clients.node.enrol import lane_of, load_institution
 from sovfed.clients.node.renewal import last_contact
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import private_directory, read_bounded, read_private, write_private
@@ -67,7 +67,7 @@ def prove(
     institution, deadline = load_institution(home), time.monotonic() + timeout_s
     fleet = config.fleet_address or institution.fleet_address
     yield f"fleet: {_fleet_port(home, config, fleet)}"
-    lane = config.lane_address or institution.lane_address
+    lane = lane_of(home, config.lane_address)
     with mutual_channel(home, lane, config.proxy) as channel:
         data, began = os.urandom(ECHO_BYTES), time.monotonic()
         probe = pb.ProbeRequest(echo=data)

@@ -20,6 +20,7 @@ from sovfed.clients.node.agency import ask, mutual_channel, poll, why_not
 from sovfed.clients.node.enrol import (
     Fingerprints,
     check_certificate,
+    lane_of,
     load_institution,
     own_key,
     own_node_key,
@@ -64,13 +65,15 @@ def renew(
     *,
     announce: Callable[[Fingerprints], None] = lambda _: None,
     proxy: str | None = None,
+    lane: str | None = None,
     new_key: bool = False,
 ) -> datetime:
     """Have the key, or a `new_key`, certified for longer, and wait for it at most `timeout_s`; until when it now holds.
 
+    `proxy` and `lane` are, here and below, client.yaml's `proxy` and `lane_address`.
     Errors as with `enrol`. Interrupted, it goes on with the same request.
     """
-    identity, address = home / "identity", load_institution(home).lane_address
+    identity, address = home / "identity", lane_of(home, lane)
     key = _key(identity, new_key)
     request = _request(identity, load_institution(home).name, key)
     root = load_roots(identity / "root.pem")[0]
@@ -81,24 +84,26 @@ def renew(
     return _install(identity, key, reply)
 
 
-def renew_if_due(home: Path, proxy: str | None = None, now: datetime | None = None) -> datetime | None:
+def renew_if_due(
+    home: Path, proxy: str | None = None, lane: str | None = None, now: datetime | None = None
+) -> datetime | None:
     """Ask once for a renewal if half of the certificate's life is over; until when it then holds, None if it waits."""
     identity = home / "identity"
     certificate = load_certificate(identity / "cert.pem")
     if not is_due(certificate, now) and not is_of_former_root(identity, certificate, MOVE_SHARE, now):
         return None
-    institution = load_institution(home)
+    name, address = load_institution(home).name, lane_of(home, lane)
     made = datetime.fromtimestamp((identity / "key.pem").stat().st_mtime, UTC)
     key = _key(identity, is_old(made, now))
-    with mutual_channel(home, institution.lane_address, proxy) as channel:
-        request, action = _request(identity, institution.name, key), f"renewal at {institution.lane_address}"
+    with mutual_channel(home, address, proxy) as channel:
+        request, action = _request(identity, name, key), f"renewal at {address}"
         reply = ask(channel, f"/{REGISTRY_SERVICE}/Renew", request, pb.EnrolReply, action)
     return _install(identity, key, reply) if reply.certificate else None
 
 
-def refresh_crl(home: Path, proxy: str | None = None) -> int:
+def refresh_crl(home: Path, proxy: str | None = None, lane: str | None = None) -> int:
     """Fetch the revocation list in force at the agency and put it in place if it holds; its number."""
-    address = load_institution(home).lane_address
+    address = lane_of(home, lane)
     with mutual_channel(home, address, proxy) as channel:
         action = f"revocation list from {address}"
         reply = ask(channel, f"/{REGISTRY_SERVICE}/Crl", pb.Empty(), pb.CrlReply, action)
@@ -106,13 +111,15 @@ def refresh_crl(home: Path, proxy: str | None = None) -> int:
     return install_crl(home / "identity", reply.crl)
 
 
-def keep_fresh(home: Path, every_s: float, stop: threading.Event, proxy: str | None = None) -> None:
+def keep_fresh(
+    home: Path, every_s: float, stop: threading.Event, proxy: str | None = None, lane: str | None = None
+) -> None:
     """Refresh list and certificate now and every `every_s` until `stop`; what is held counts until it ends."""
     while True:
         problem = ""
         for refresh in (refresh_crl, renew_if_due):
             try:
-                refreshed = refresh(home, proxy)
+                refreshed = refresh(home, proxy, lane)
             except Exception as error:  # of whatever kind: no answer of the agency's ends it
                 problem = str(error)
                 what = "revocation list" if refresh is refresh_crl else "certificate"

@@ -157,7 +157,7 @@ class ClientConfig:
 
     home: str = bounded("institution", 1, 4096, doc="folder of keys, policy, state and logs, created with mode 0700")
     fleet_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's Fleet port; null = as enrolled")
-    lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as the run announces")
+    lane_address: str | None = bounded(None, 3, 262, doc="host:port of the agency's lane; null = as enrolled")
     proxy: str | None = bounded(
         None, 1, 512, doc="http://HOST:PORT of the proxy towards the agency, https:// where it wants TLS itself; "
         "null = HTTPS_PROXY and NO_PROXY of the environment; direct = none. User and password, if any, in "

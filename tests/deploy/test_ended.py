@@ -1,4 +1,4 @@
-"""SIGTERM to whoever runs a federation on this machine, as `timeout` sends it: nothing is left behind."""
+"""SIGTERM, as of `timeout`, or SIGHUP, as of a closed session, to whoever runs a federation: nothing is left behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ with LocalFederation(Path(sys.argv[1]), members, config) as federation:
 
 
 @pytest.mark.timeout(180)
-def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_federation_that_is_ended_leaves_no_process_behind(
+    tmp_path_factory: pytest.TempPathFactory, number: signal.Signals
+) -> None:
+    """Seen: a session that was closed left the coordinator of its demonstration behind."""
     folder = tmp_path_factory.mktemp("ended")  # short: the paths of sockets are
     command = [sys.executable, "-c", PROGRAM, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -42,8 +46,8 @@ def test_a_federation_that_is_ended_leaves_no_process_behind(tmp_path_factory: p
             assert process.stdout is not None and process.stdout.readline().strip() == "running"
             assert {*mentioning(str(folder))} & {*mentioning("server.runs.app")}
             for _ in range(2):
-                process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 128 + signal.SIGTERM
+                process.send_signal(number)
+            assert process.wait(60) == 128 + number
             wait_for(lambda: not mentioning(str(folder)), "no process of the federation", 30)
         finally:
             process.kill()

@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.enrolment_fixture import Agency, make_agency
 
-from sovfed.clients.node.enrol import Fingerprints, Institution, enrol, load_institution
-from sovfed.clients.node.renewal import refresh_crl, renew
+from sovfed.clients.node import executor, gateway, heads, renewal
+from sovfed.clients.node.enrol import INSTITUTION_FILE, Fingerprints, Institution, enrol, load_institution
+from sovfed.clients.node.renewal import refresh_crl, renew, renew_if_due
 from sovfed.federation.certificates import (
     InstitutionNames,
     certificate_fingerprint,
@@ -32,6 +33,7 @@ from sovfed.federation.certificates import (
     to_der,
     to_pem,
 )
+from sovfed.federation.config import ClientConfig
 from sovfed.federation.errors import IdentityError, ServiceError
 from sovfed.federation.files import read_private
 from sovfed.federation.identity import Trust, load_certificate, node_key_bytes, node_key_digest
@@ -307,6 +309,31 @@ def test_the_revocation_list_is_fetched_and_checked(agency: Agency, tmp_path: Pa
         trust.verify(other)
     with pytest.raises(IdentityError, match="refused"):
         refresh_crl(tmp_path / "b")
+
+
+def test_lists_renewals_and_heads_go_to_the_lane_that_client_yaml_names(
+    agency: Agency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: only the lane itself did; after an agency had moved an institution was in runs, for 30 days at most."""
+    home, stop, asked = tmp_path / "a", threading.Event(), list[tuple[object, ...]]()
+    lane = agency.enrol(home, "hospital-1").lane_address
+    former = json.dumps(dataclasses.asdict(Institution("hospital-1", "127.0.0.1:8443", "127.0.0.1:9")))
+    (home / "identity" / INSTITUTION_FILE).write_text(former)
+    with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
+        refresh_crl(home)
+    assert refresh_crl(home, lane=lane) == 1
+    assert renew_if_due(home, lane=lane, now=NOW + timedelta(days=360)) is None  # the authority has not signed
+    with pytest.raises(ServiceError, match="not signed yet"):
+        renew(home, 0.2, lane=lane)
+
+    def note(*values: object) -> None:
+        asked.append(values)
+
+    for module, name in ((renewal, "keep_fresh"), (heads, "keep_exchanging")):
+        monkeypatch.setattr(module, name, note)
+    monkeypatch.setattr(executor, "run_executor", lambda *_: None)
+    gateway.run(home, ClientConfig(home=str(home), runtime_port=1, lane_address=lane), stop)
+    assert [values[-2:] for values in asked] == [(None, lane)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # typer, which flwr imports, on click 8.5
