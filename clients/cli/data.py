@@ -94,6 +94,14 @@ def sources(as_json: bool) -> None:
         click.echo(f"{name.ljust(width)}  {description}")
 
 
+def tell_beside(overrides: Sequence[str]) -> None:
+    """Say which file beside the table of `overrides` says how that is written, if one does."""
+    from sovfed.clients.home.overrides import beside
+
+    if (own := beside(overrides)) is not None:
+        click.echo(f"with the settings in {own}")
+
+
 def task_of(name: str) -> Task:
     """The task of a file, or an installed one."""
     if name.endswith(ARCHIVE):

@@ -169,10 +169,11 @@ def init(overrides: tuple[str, ...], chosen: Chosen, home: Path) -> None:
       sovfed client init --task birth.yaml data=own data.path=/srv/birth.csv
       sovfed client init data=heart data.path=/srv/heart --min-cohort 4 --officers
     """
-    from sovfed.clients.cli.data import schema_of
+    from sovfed.clients.cli.data import schema_of, tell_beside
     from sovfed.clients.home.begin import begin
     from sovfed.clients.home.overrides import client_config
 
+    tell_beside(overrides)
     for line in begin(home, client_config(overrides, schema=schema_of(chosen.tasks)), chosen):
         click.echo(line, err=True)
     click.echo(f"wrote {home / 'client.yaml'} and {home / 'policy.yaml'}")

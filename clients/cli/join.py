@@ -73,6 +73,7 @@ def join(
     if service and not detach:
         raise click.UsageError("--service and --foreground: one of the two starts it")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it says of a failed connection, we say in words
+    from sovfed.clients.cli.data import tell_beside
     from sovfed.clients.home.folder import SETTINGS, load_config
     from sovfed.clients.node.join import kept_invitation
     from sovfed.federation.wire.enrolment import Invitation
@@ -82,6 +83,7 @@ def join(
     if given is not None and not (home / SETTINGS).exists():
         way = way.else_of_environment(home, given.address)
     words = [*data_overrides(data), *overrides]
+    tell_beside(words)
     made = _settle(home, words, chosen, way.proxy)
     way.keep(home)
     _tell_of_cohort(home, given)
@@ -116,7 +118,6 @@ def announce(prints: Fingerprints) -> None:
 def data_overrides(data: str | None) -> list[str]:
     """What `--data` chooses, as `init` takes it. Raises UsageError if it is neither a path nor a source."""
     from sovfed.clients.data import sources
-    from sovfed.clients.data.beside import as_words, own_settings, settings_of
     from sovfed.federation.compose import PACKAGED, groups
 
     if data is None:
@@ -124,10 +125,7 @@ def data_overrides(data: str | None) -> list[str]:
     if "=" in data and not Path(data).exists():
         return [data if data.startswith("data") else f"data.{data}"]
     if Path(data).exists():
-        own = settings_of(Path(data))
-        if own is not None:
-            click.echo(f"with the settings in {own}")
-        return ["data=own", f"data.path={data}", *([] if own is None else as_words(own_settings(own)))]
+        return ["data=own", f"data.path={data}"]
     if data in groups([PACKAGED])["data"]:
         return [f"data={data}"]
     if data in sources():

@@ -55,13 +55,14 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
     """Write study NAME into client.yaml, with its task and records, and look at these. OVERRIDES set `data…`.
 
     A task.yaml is named with its digest: a later version of it is another study, until you say that it is not.
+    A file births.yaml beside births.csv says how that table is written, as for `check-data`.
 
     \b
     Examples:
       sovfed client study add births --task birth.yaml --allow data=csv data.path=/srv/births.csv
       sovfed client study add hearts --task heart data=heart data.path=/srv/heart data.site=cleveland
     """
-    from sovfed.clients.cli.data import schema_of
+    from sovfed.clients.cli.data import schema_of, tell_beside
     from sovfed.clients.home.folder import whole
     from sovfed.clients.home.looked import data_findings, population_findings
     from sovfed.clients.home.overrides import client_config
@@ -77,6 +78,7 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
     if not any(text.startswith("data=") for text in overrides):
         overrides = ("data=own", *overrides)  # or it would be those of the task that a run has by default
     data = whole(client_config(overrides, schema=schema_of([task])).data, Path.cwd())
+    tell_beside(overrides)
     config = add_study(home, name, entry, data, population)
     keep_task(home, task)
     click.echo(f"client.yaml now has study {name}, of {entry}; it holds from the next `sovfed client up`")

@@ -95,7 +95,8 @@ def predict(
     """Predict for each row of TABLE (CSV, Parquet, JSON lines) with the model's input columns as they are, unscaled.
 
     SETTINGS of the group data say how TABLE is written, as in data.missing_words=[-99]; days without data.date_format
-    may be 2026-01-31 or 31.01.2026. What a simulation's tables were declared to mean holds without being repeated.
+    may be 2026-01-31 or 31.01.2026. What a file NAME.yaml beside NAME.csv says of it, and what a simulation's tables
+    were declared to mean, holds without being repeated.
     Where the task is code out of an archive, that runs in a process without network that opens these files alone.
 
     \b
@@ -115,7 +116,7 @@ def predict(
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     path = find(model, home)
     _require_rows(path, model)
-    settings = _with_those_of_training(path, settings)
+    settings = _with_those_of_training(path, _with_those_beside(table, settings))
     archive = archive or _archive_of(path, home)
     if archive is None:
         loaded = load(model, home, any_version=any_version)
@@ -136,6 +137,20 @@ def predict(
         click.echo(f"{out}: {rows - skipped} predictions")
     if skipped:
         click.echo(visible(f"{skipped} of {rows} rows have no prediction: {faults}"), err=True)
+
+
+def _with_those_beside(table: Path, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """`settings` over, said aloud, those that a file beside `table` has of how it is written."""
+    from sovfed.clients.data.beside import as_words, own_settings, settings_of
+    from sovfed.clients.data.chosen import OF_A_PREDICTION
+
+    own = settings_of(table)
+    if own is None:
+        return settings
+    click.echo(f"with the settings in {visible(str(own))}", err=True)
+    given = {setting.partition("=")[0].removeprefix("data.") for setting in settings}
+    kept = {key: value for key, value in own_settings(own).items() if key in OF_A_PREDICTION and key not in given}
+    return (*as_words(kept), *settings)
 
 
 def _with_those_of_training(model: Path, settings: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from sovfed.clients.data.beside import own_settings, settings_of
 from sovfed.clients.data.chosen import settled
 from sovfed.clients.home.settings import read_settings
 from sovfed.federation.compose import PACKAGED, groups, split_override, takes_text
@@ -34,7 +35,8 @@ def client_config(
 ) -> ClientConfig:
     """The settings that `overrides` (`data=csv`, `data.path=/srv/heart.csv`, `client.device=cuda`) choose.
 
-    `schema` is the task's, which says whether a folder is one of images.
+    `schema` is the task's, which says whether a folder is one of images. What stands beside the table of `data.path`
+    in a file of its own settings is taken too; `overrides` come before it.
 
     Raises ConfigError on anything else, as `compose` does, and for settings that are not an institution's.
     """
@@ -53,9 +55,22 @@ def client_config(
             raise ConfigError(f"'{key}' is chosen for a run, by the agency; an institution chooses {' and '.join(OWN)}")
     if chosen["data"] == OF_TASK:
         chosen["data"] = _data_of(chosen["task"], options["data"])
-    data = _option("data", chosen["data"], folders) | values.pop("data", {})
+    data = _option("data", chosen["data"], folders)
+    given = values.pop("data", {})
+    own = _beside(given.get("path"))
+    data |= ({} if own is None else own_settings(own)) | given
     client = _option("client", chosen["client"], folders) | values
     return bind(ClientConfig, {**client, "data": settled(bind(DataConfig, data, "data"), schema)}, "client")
+
+
+def beside(overrides: Sequence[str]) -> Path | None:
+    """The file of own settings beside the table that `overrides` name; None if there is none."""
+    paths = [text.partition("=")[2] for text in overrides if text.startswith(("data.path=", "client.data.path="))]
+    return _beside(paths[-1]) if paths else None
+
+
+def _beside(path: object) -> Path | None:
+    return settings_of(Path(path).expanduser()) if isinstance(path, str) and path else None
 
 
 def _defaults() -> dict[str, str]:

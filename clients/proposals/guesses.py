@@ -39,7 +39,8 @@ LIMITS: Final = "<>≤≥"
 TAIL: Final = 3.0  # a log-normal's with a deviation of 0.7; a normal's is 1
 LEAST_OF_A_TAIL: Final = 30  # values
 LIMIT: Final = "data.detection_limit=limit"
-DAY: Final = re.compile(r"(\d{4})-(\d{2})-(\d{2})|(\d{1,2})([./])(\d{1,2})\5(\d{4})", re.ASCII)
+DAY: Final = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})|(\d{1,2})([./])(\d{1,2})\6(\d{4})", re.ASCII)
+TIME: Final = re.compile(r" \d{1,2}:\d{2}(:\d{2})?", re.ASCII)
 SERIALS: Final = (date(1990, 1, 1).toordinal(), date(2041, 1, 1).toordinal())  # days that a study may be of
 SERIAL_EPOCH: Final = date(1899, 12, 30).toordinal()
 
@@ -190,7 +191,7 @@ def _dates(cells: Sequence[str]) -> Days | None:
     day_first, month_first = _days(cells, month_first=False), _days(cells, month_first=True)
     if day_first is None:
         return month_first
-    return replace(day_first, either=month_first is not None and "%d/%m/%Y" in day_first.forms)
+    return replace(day_first, either=month_first is not None and any("%d/%m/" in form for form in day_first.forms))
 
 
 def _days(cells: Sequence[str], *, month_first: bool) -> Days | None:
@@ -199,16 +200,24 @@ def _days(cells: Sequence[str], *, month_first: bool) -> Days | None:
         match = DAY.match(cell)
         if match is None:
             return None
-        year, month, day, first, mark, second, own_year = match.groups()
+        year, between, month, day, first, mark, second, own_year = match.groups()
         if own_year and mark == "/" and month_first:
             first, second = second, first
         try:
             days.append(date(*map(int, (year, month, day) if year else (own_year, second, first))).toordinal() - EPOCH)
         except ValueError:
             return None
-        if mark:
-            forms["%d.%m.%Y" if mark == "." else "%m/%d/%Y" if month_first else "%d/%m/%Y"] = None
+        if form := _form(between, mark, month_first, plain=len(f"{month}{day}") == 4):
+            time = TIME.fullmatch(cell, match.end())
+            forms[form + ("" if time is None else " %H:%M:%S" if time[1] else " %H:%M")] = None
     return Days(days, tuple(forms))
+
+
+def _form(between: str | None, mark: str | None, month_first: bool, *, plain: bool) -> str:
+    """The date_format of days with the year first, `between` their parts, or last; "" of 2026-01-31, if so `plain`."""
+    if between is not None:
+        return "" if between == "-" and plain else f"%Y{between}%m{between}%d"
+    return "%d.%m.%Y" if mark == "." else "%m/%d/%Y" if month_first else "%d/%m/%Y"
 
 
 def _span(days: Sequence[int]) -> dict[str, int]:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sovfed.clients.data.beside import ENDING
 from sovfed.clients.data.tables.header import like_persons
 from sovfed.clients.data.tables.words import fold
+from sovfed.clients.proposals.declared import as_declared, settings_for
 from sovfed.clients.proposals.guesses import CONFIRM, Seen, absent, look, plausible
 from sovfed.clients.proposals.imaging import pictured
 from sovfed.clients.proposals.leaks import telling
@@ -40,6 +42,13 @@ LEARNT: Final = re.compile(
 )
 
 
+SHOWN: Final = 4  # files that are named
+EMPTY: Final = (
+    "what a file lacks can be an input all the same: with missing: mean (of words: category) in the task, and an empty "
+    "column of that name there"
+)
+
+
 @dataclass(frozen=True)
 class Proposal:
     """The text of a task.yaml, what there is to tell beside it, a line each, and how the first table is read."""
@@ -56,10 +65,12 @@ def propose(
 ) -> Proposal:  # fmt: skip
     """The proposal from a table (CSV, Parquet), from several or a folder of them: what it says covers them all.
 
-    `written` says how their cells are. Raises DataError if one cannot be read, ConfigError for a wrong name.
+    `written` says how their cells are, and over it the file of own settings beside a table. Raises DataError if one
+    cannot be read, ConfigError for a wrong name.
     """
     files = files_of([path] if isinstance(path, Path) else path)
-    sheets = [read_sheet(file, written) for file in files]
+    own = [settings_for(file, written) for file in files]
+    sheets = [as_declared(read_sheet(file, how), how) for file, (how, _) in zip(files, own, strict=True)]
     if empty := [read.path.name for read in sheets if not read.rows]:
         raise DataError(f"{empty[0]}: no records below the header")
     _require_in_all(sheets, [*targets, *([event] if event else []), *([person] if person not in ("", "row") else [])])
@@ -68,7 +79,7 @@ def propose(
     learnt += [_known(sheet, event, "--event")] if event else []
     whose, whose_note = _person(sheet, person, learnt)
     profiles = {name: _looked(name, sheet, sheets) for name in sheet.names if name and name != whose}
-    profiles |= {name: Seen("", "another file lacks it") for name in lacking}
+    profiles |= {name: Seen("", f"{', '.join(files[:SHOWN])} lacks it") for name, files in lacking.items()}
     guessed = not learnt
     if guessed:
         learnt = [_guess(profiles)]
@@ -93,15 +104,16 @@ def propose(
     left_out = [f"left out: '{column}': {profile.reason}" for column, profile in profiles.items() if not profile.kind]
     gaps = [(name, sum(map(absent, sheet.column(name)))) for name in learnt]
     lost = [f"'{name}', which is to be learnt, is missing in {count} records" for name, count in gaps if count]
-    read_as = [f"{read.path.name}: {len(read.rows)} records; {read.said}" for read in sheets]
+    said = [f"{read.said}{beside}" for read, (_, beside) in zip(sheets, own, strict=True)]
+    read_as = [f"{read.path.name}: {len(read.rows)} records; {how}" for read, how in zip(sheets, said, strict=True)]
     head = f"{len(sheet.rows)} records, {len(inputs)} inputs"
     apart = [f"'{column}': {line}" for column, profile in profiles.items() for line in profile.told]
     differ = [line for column, profile in inputs.items() for line in _middles(column, files, profile.middles)]
     cells = {column: sheet.column(column) for column in (*inputs, *learnt)}
     leaks = telling(inputs, {name: profiles[name] for name in learnt}, cells, sheet.decimal)
     remarks = [
-        *([f"{head}; {sheet.said}"] if len(files) == 1 else [*read_as, head]),
-        *left_out, *lost, *apart, *differ, *leaks, f"model: {family.family}, {why}",
+        *([f"{head}; {said[0]}"] if len(files) == 1 else [*read_as, head]),
+        *left_out, *([EMPTY] if lacking else []), *lost, *apart, *differ, *leaks, f"model: {family.family}, {why}",
     ]  # fmt: skip
     text = "".join(f"# {_plain(line)}\n" for line in left_out) + to_text(file, notes | {"model.family": why})
     return Proposal(text, tuple(remarks), sheets[0].path, _settings(sheets[0], profiles))
@@ -137,6 +149,10 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
         return Seen("", "one word in each file: it names the institution, and tells nothing within one")
     each = [look(name, own.column_like(name), own.decimal) for own in sheets]
     seen.middles = tuple(own.middle for own in each)
+    if len({own.needs for own in each}) > 1 and seen.kind == "date":
+        own_days = (_own_days(own, sheet.path) for own, sheet in zip(each, sheets, strict=True))
+        seen.told += tuple(filter(None, own_days))
+        seen.needs, seen.note = (), CONFIRM
     numbers_records = all("in every record" in profile.reason and not profile.kind for profile in each)
     constant = any(len(set(own.column_like(name))) == 1 for own in sheets)
     if "plausible" in seen.values:  # one file in another unit does not move the middle of the files' middles
@@ -144,6 +160,14 @@ def _looked(name: str, sheet: Sheet, sheets: Sequence[Sheet]) -> Seen:
         if middles:
             seen.values |= plausible(statistics.median(middles), seen.values["low"], seen.values["high"])
     return each[0] if numbers_records and not constant else seen
+
+
+def _own_days(seen: Seen, path: Path) -> str:
+    """What to write beside a file whose days are written in another way than other files'."""
+    forms = [need.partition("=")[2] for need in seen.needs]
+    if not forms:
+        return ""
+    return f"for {path.name} write beside it {path.stem}{ENDING}: 'data: {{date_format: \"{' or '.join(forms)}\"}}'"
 
 
 def _one_pair(name: str, seen: Seen, sheets: Sequence[Sheet]) -> Seen:

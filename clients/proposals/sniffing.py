@@ -133,14 +133,17 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def together(sheets: Sequence[Sheet]) -> tuple[Sheet, list[str]]:
-    """All records of `sheets` by the first one's names, and those of its columns that another one lacks."""
+def together(sheets: Sequence[Sheet]) -> tuple[Sheet, dict[str, list[str]]]:
+    """All records of `sheets` by the first one's names, and each other column with the files that lack it."""
     first, *others = sheets
     if not others:
-        return first, []
+        return first, {}
     places = [{fold(name): position for position, name in enumerate(sheet.names)} for sheet in sheets]
     shared = [name for name in first.names if name and all(fold(name) in own for own in places)]
-    lacking = [name for name in first.names if name and name not in shared]
+    lacking = dict[str, list[str]]()
+    for name in {fold(name): name for sheet in reversed(sheets) for name in reversed(sheet.names) if name}.values():
+        if lack := [sheet.path.name for sheet, own in zip(sheets, places, strict=True) if fold(name) not in own]:
+            lacking[name] = lack
     marks = {sheet.decimal for sheet in sheets}
     rows = [
         [_pointed(row[own[fold(name)]], sheet.decimal, marks) for name in shared]

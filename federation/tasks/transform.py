@@ -82,13 +82,16 @@ class Transform:
         """[mean (f), deviation (f)] of a profile, within the declared bounds.
 
         A deviation is at least `LEAST_SPREAD` of its column's declared range: by a smaller one a model could look at
-        single values as through a magnifying glass, so institutions refuse it.
+        single values as through a magnifying glass, so institutions refuse it. Of a column without a value, or with
+        one alone, nothing is learnt, and its weight stays as it began: it is scaled by its bounds, or the first other
+        value to predict from would count for hundreds.
         """
         present, total, squares = np.split(np.asarray(profile, np.float64), 3)
         count = np.maximum(present, 1.0)
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        return np.concatenate([np.clip(mean, -1.0, 1.0), np.clip(spread, 2 * LEAST_SPREAD, 2.0)])
+        spread = np.where(spread < STD_FLOOR, 1.0, np.clip(spread, 2 * LEAST_SPREAD, 2.0))
+        return np.concatenate([np.clip(mean, -1.0, 1.0), spread])
 
     @cached_property
     def public_scale(self) -> Sums:

@@ -369,6 +369,8 @@ def _control(home: Path, required: bool = True) -> ControlClient:
 
 
 def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
+    from sovfed.server.runs.attendance import absences, attendance
+    from sovfed.server.runs.curves import read_rounds
     from sovfed.server.runs.ending import ending
     from sovfed.server.runs.folders import read_run, read_summary, run_folder
 
@@ -392,6 +394,9 @@ def _report(home: Path, name: str, follow: bool, as_json: bool) -> None:
     if as_json:
         return
     click.echo(f"finished; `sovfed run show {name}{option(home)}` tells more")
+    lines = read_rounds(run_folder(home, name))
+    for sentence in absences(attendance(lines), len(lines)):
+        click.echo(visible(sentence))
     for line in ending(read_summary(home, name) or {"metrics": {}}, run_folder(home, name), name, option(home)):
         click.echo(visible(line))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from sovfed.server.rounds.refusals import ADVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+NAMED: Final = "`sovfed run logs` at the agency names the setting too"
 
 
 def attendance(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -39,7 +43,7 @@ def missed_by(lines: Sequence[Mapping[str, Any]], name: str) -> int:
 
 
 def absences(by_name: Mapping[str, Mapping[str, Any]], rounds: int) -> list[str]:
-    """A sentence for each institution that was not in the sum of every round."""
+    """A sentence for each institution that was not in the sum of every round, and what to do where it refused."""
     return [_sentence(name, entry, rounds) for name, entry in by_name.items() if entry["rounds"] < rounds]
 
 
@@ -47,4 +51,6 @@ def _sentence(name: str, entry: Mapping[str, Any], rounds: int) -> str:
     parts = [f"late in {entry['late']}"] if entry["late"] else []
     parts += [f"left out of {entry['left_out']}"] if entry["left_out"] else []
     parts += [f"refused {count} ({code})" for code, count in sorted(entry["refused"].items())]
-    return f"{name}: in {entry['rounds']} of {rounds} rounds" + (f"; {', '.join(parts)}" if parts else "")
+    told = [f"{name}: in {entry['rounds']} of {rounds} rounds", *([", ".join(parts)] if parts else [])]
+    told += [ADVICE[code] for code in sorted(entry["refused"]) if code in ADVICE]
+    return "; ".join(told + ([NAMED] if "bound" in entry["refused"] else []))

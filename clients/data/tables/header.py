@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sovfed.clients.data.tables.report import COLUMNS, did_you_mean
 from sovfed.clients.data.tables.words import fold
 from sovfed.federation.errors import DataError
+from sovfed.federation.tasks.columns import REFUSE
 from sovfed.federation.text import visible
 
 if TYPE_CHECKING:
@@ -72,16 +73,16 @@ def locate(
     """
     index = Index(header, where)
     columns: dict[str, tuple[int, ...]] = {}
-    lacking: list[str] = []
+    lacking: list[Column] = []
     for column in schema.columns:
         if column.role == "target" and not targets:
             continue
         places = _of(column, index, (renamed or {}).get(column.name), files=files)
         columns[column.name] = tuple(position for position in places if position is not None)
         if None in places:
-            lacking.append(column.name)
+            lacking.append(column)
     if lacking:
-        raise DataError(index.lacks(lacking))
+        raise DataError(index.lacks([column.name for column in lacking]) + _unmeasured(lacking))
     site = index.demand(config.site_column, "data.site_column") if config.site_column else None
     person, declared = _person(schema, config, index, "data.person" if targets else "--id")
     used = {position for positions in columns.values() for position in positions} | {site}
@@ -142,6 +143,12 @@ class Index:
         """A hint at a name of the header that is like `name`, or ""."""
         hint = did_you_mean(name, self.header)
         return hint if "did you mean" in hint else ""
+
+
+def _unmeasured(lacking: Sequence[Column]) -> str:
+    """What to do about those of the columns that a table may lack the values of."""
+    spare = [column.name for column in lacking if column.role != "target" and column.missing != REFUSE]
+    return f"; what is not known here at all is an empty column: {_listed(spare)}" if spare else ""
 
 
 def _of(column: Column, index: Index, own: str | None, *, files: bool) -> list[int | None]:

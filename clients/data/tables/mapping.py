@@ -48,13 +48,7 @@ def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
     content = read_mapping(config)
     if config.source in OF_FACTS:
         content = _units_of_facts(schema, content)
-    for key in content:
-        if key != "columns":
-            hint = "; words stand with their column: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
-            raise DataError(f"{config.mapping}: unknown key '{str(key)[:64]}', expected 'columns' alone{hint}")
-    columns = content.get("columns") or {}
-    if not isinstance(columns, dict):
-        raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
+    columns = _columns_of(content, config)
     by_name = {column.name: column for column in schema.columns}
     own = {}
     for name, told in columns.items():
@@ -68,6 +62,26 @@ def own_columns(schema: Schema, config: DataConfig) -> Mapping[str, OwnColumn]:
         if own[name].changes and by_name[name].kind != "number":
             raise DataError(f"{where}: a {by_name[name].kind} has no unit; multiply and add are for numbers")
     return own
+
+
+def declared_columns(config: DataConfig) -> dict[str, OwnColumn]:
+    """As `own_columns`, before there is a task to hold it to. Raises DataError."""
+    own = {}
+    for name, told in _columns_of(read_mapping(config), config).items():
+        where = f"{config.mapping}: columns.{str(name)[:64]}"
+        own[str(name)] = bind(OwnColumn, _plain(told, where), where, DataError)
+    return own
+
+
+def _columns_of(content: Mapping[str, object], config: DataConfig) -> dict[Any, Any]:
+    for key in content:
+        if key != "columns":
+            hint = "; words stand with their column: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
+            raise DataError(f"{config.mapping}: unknown key '{str(key)[:64]}', expected 'columns' alone{hint}")
+    columns = content.get("columns") or {}
+    if not isinstance(columns, dict):
+        raise DataError(f"{config.mapping}: 'columns' must give each column of the task its own name in the table")
+    return columns
 
 
 def renamed(own: Mapping[str, OwnColumn]) -> dict[str, str]:

@@ -25,8 +25,8 @@ OWN_WORDS: Final = (
     ", or your own words for these in the file of data.mapping: columns: {COLUMN: {values: {OWN WORD: TASK'S WORD}}}"
 )
 DAYS: Final = (
-    "; expected year-month-day, or as said: data.date_format=%d.%m.%Y of 31.01.2026, %d/%m/%Y or %m/%d/%Y where there "
-    "are slashes, excel of numbers such as 46053"
+    "; expected year-month-day, or as said: data.date_format=%d.%m.%Y of 31.01.2026, %d/%m/%Y, %m/%d/%Y or %Y/%m/%d "
+    "where there are slashes, with %H:%M behind it where there is a time, excel of numbers such as 46053"
 )
 CODES: Final = "; codes such as 1 and 2 mean nothing by themselves: the task's `true` and `false` give them a meaning"
 MAX_LINES: Final = 1_000_000  # of bad rows that are written down

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from tests.clients.data.cases import AGE, DOSE, ILL, task_of
 
 from sovfed.clients.cli.data import check_data, data
+from sovfed.clients.cli.institution import cli as institution
 from sovfed.clients.cli.join import data_overrides
 from sovfed.clients.data.survey import report
 from sovfed.clients.data.tables.units import suspected
 from sovfed.clients.data.tables.words import Rules, Words
+from sovfed.clients.home.folder import load_config
 from sovfed.clients.home.overrides import client_config
 from sovfed.federation.config import DataConfig
 from sovfed.federation.errors import ConfigError, DataError
@@ -249,12 +251,27 @@ def test_an_institution_joins_with_the_settings_beside_its_table(tmp_path: Path)
     assert (data.path, data.mapping) == (str(path), str(tmp_path / "own.yaml"))
 
 
+@pytest.mark.parametrize("words", [["study", "add", "births", "--task", "heart"], ["init", "--task", "heart"]])
+def test_whatever_takes_a_table_takes_the_settings_beside_it(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "koeln.csv").write_text("x\n")
+    (tmp_path / "koeln.yaml").write_text('data: {date_format: "%d.%m.%Y", missing_words: [k. A.]}\n')
+    home = tmp_path / "home"
+    fresh = words[0] == "init"
+    assert fresh or CliRunner().invoke(institution, ["init", "--home", str(home)]).exit_code == 0
+    own = ["data=own", f"data.path={tmp_path / 'koeln.csv'}", "data.missing_words=[weg]"]
+    shown = CliRunner().invoke(institution, [*words, *own, "--home", str(home)])
+    assert shown.exit_code == 0 and f"with the settings in {tmp_path / 'koeln.yaml'}" in shown.output, shown.output
+    config = load_config(home)
+    data = config.data if fresh else config.studies["births"].data
+    assert (data.date_format, data.missing_words) == ("%d.%m.%Y", ("weg",))  # the command line comes first
+
+
 def test_the_settings_beside_a_table_name_no_other_table(tmp_path: Path) -> None:
     """They may come from somebody else, and what was looked at would not be what is trained on."""
     (tmp_path / "koeln.csv").write_text("x\n")
     (tmp_path / "koeln.yaml").write_text("data: {path: /srv/all-of-us.csv}\n")
     with pytest.raises(ConfigError, match=r"'data\.path' is the table that lies beside it"):
-        data_overrides(str(tmp_path / "koeln.csv"))
+        client_config(data_overrides(str(tmp_path / "koeln.csv")))
 
 
 def test_a_table_that_calls_its_persons_otherwise_is_told_where_to_say_so(tmp_path: Path) -> None:

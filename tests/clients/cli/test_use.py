@@ -63,6 +63,21 @@ def test_predictions_are_written_for_the_owner_alone_with_the_chosen_id(home: Pa
     assert [row["patient"] for row in csv.DictReader(out.read_text().splitlines())] == ["a-1", "a-2"]
 
 
+def test_the_settings_beside_a_table_hold_for_predictions_too(home: Path) -> None:
+    """As the table was checked and joined with: but what the command line says comes first."""
+    expected = run(home, "predict", "study-1", str(home / "table.csv"))
+    own = home / "own.csv"
+    own.write_text(
+        TABLE.replace("1970-01-02", "1970/01/02").replace("2000-01-01", "2000/01/01").replace(";oui", ";raucht")
+    )
+    (home / "own.yaml").write_text('data: {date_format: "%Y/%m/%d", mapping: own.yml, person: patient}')
+    (home / "own.yml").write_text("columns: {smoker: {values: {raucht: oui}}}")
+    shown = CliRunner().invoke(cli, ["predict", "study-1", str(own), "--home", str(home)], catch_exceptions=False)
+    assert shown.stdout == expected and shown.stderr == f"with the settings in {home / 'own.yaml'}\n"
+    other = CliRunner().invoke(cli, ["predict", "study-1", str(own), "data.date_format=%d", "--home", str(home)])
+    assert isinstance(other.exception, DataError) and "no dates" in str(other.exception)
+
+
 def test_what_it_is_is_shown(home: Path) -> None:
     text = run(home, "show", "study-1")
     for told in ("t_binary", "3 rounds, 2 institutions", "classes: well, ill", "auc 0.750", "distributed, ε = 1.250"):

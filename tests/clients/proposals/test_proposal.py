@@ -16,8 +16,9 @@ from PIL import Image
 
 from sovfed.clients.cli.data import check_data
 from sovfed.clients.cli.propose import task as group
+from sovfed.clients.data.tables.words import Rules
 from sovfed.clients.proposals.guesses import look
-from sovfed.clients.proposals.proposal import propose
+from sovfed.clients.proposals.proposal import EMPTY, propose
 from sovfed.federation.errors import ConfigError, DataError
 from sovfed.federation.tasks.conformance import conform
 from sovfed.federation.tasks.declared import task_from_text
@@ -201,7 +202,9 @@ def test_several_files_give_one_task_that_fits_them_all(tmp_path: Path) -> None:
     columns = {column.name: column for column in task_from_text(proposal.text).schema.columns}
     assert list(columns) == ["age", "home", "ill"]
     assert columns["age"].high >= 190 and columns["home"].categories == ("Heim", "care", "own")
-    assert "left out: 'extra': another file lacks it" in proposal.told
+    assert "left out: 'extra': south.csv lacks it" in proposal.told and EMPTY in proposal.told
+    turned = propose("stay", [folder / "south.csv", folder / "north.csv"], ["ill"])
+    assert "left out: 'extra': south.csv lacks it" in turned.told  # whichever file is the first
     files = [folder / "north.csv", folder / "south.csv"]
     assert propose("stay", files, ["ill"]).text == proposal.text
     with pytest.raises(DataError, match="no file in it"):
@@ -450,3 +453,87 @@ def test_a_column_that_some_files_call_otherwise_names_those_files(tmp_path: Pat
     (tmp_path / "b.csv").write_text("Alter;krank\n1;0\n2;1\n3;0\n")
     with pytest.raises(ConfigError, match=r"b\.csv: no column 'ill', .*data\.mapping.*'Alter', 'krank'"):
         propose("visits", tmp_path, ["ill"])
+
+
+OWN = {
+    "bonn": ("Alter;Fieber;Aufnahme;Ankunft;krank", "{age};{c:.1f};{day:%d.%m.%Y};{word};{ill}", ("-99", "ja", "nein")),
+    "leeds": ("age,temp,seen,arrival,ill", "{age},{f:.1f},{day:%d/%m/%Y},{word},{ill}", ("unknown", "yes", "no")),
+    "sendai": ("Alter,Fieber,Aufnahme,Ankunft,krank", "{age},{c:.1f},{day:%Y/%m/%d},{word},{ill}", ("不明", "1", "0")),
+}
+SETTINGS = {
+    "bonn": 'data: {date_format: "%d.%m.%Y", missing_words: [-99]}',
+    "leeds": 'data: {date_format: "%d/%m/%Y", missing_words: [unknown], mapping: leeds.yml}',
+    "sendai": 'data: {date_format: "%Y/%m/%d", missing_words: [不明], mapping: sendai.yml}',
+}
+MAPPINGS = {
+    "leeds": "columns: {Alter: age, Fieber: {name: temp, multiply: 0.5555555556, add: -17.7777777778}, Aufnahme: seen, "
+    'Ankunft: {name: arrival, values: {walk: Fuß, car: Wagen}}, krank: {name: ill, values: {"yes": ja, "no": nein}}}',
+    "sendai": 'columns: {krank: {values: {"1": ja, "0": nein}}}',
+}
+
+
+def _own_tables(folder: Path, settings: bool) -> Path:
+    """Three tables of the same things in other letters, units, words and days, with what says so beside them."""
+    folder.mkdir()
+    draw = random.Random(3)
+    for site, (head, line, (gap, yes, no)) in OWN.items():
+        lines = [head]
+        for row in range(90):
+            words = ["walk", "car"] if site == "leeds" else ["Fuß", "Wagen"]
+            celsius = draw.uniform(35.5, 39.9)
+            told = line.format(
+                age=draw.randint(20, 80), c=celsius, f=celsius * 1.8 + 32, word=gap if row % 9 == 0 else words[row % 2],
+                day=datetime.date(2024, 1, 1) + datetime.timedelta(draw.randint(0, 600)), ill=draw.choice([yes, no]),
+            )  # fmt: skip
+            lines.append(told.replace(".", ",", 1) if site == "bonn" else told)
+        (folder / f"{site}.csv").write_text("\n".join(lines))
+        if settings:
+            (folder / f"{site}.yaml").write_text(SETTINGS[site])
+            if site in MAPPINGS:
+                (folder / f"{site}.yml").write_text(MAPPINGS[site])
+    return folder
+
+
+def test_tables_are_looked_at_as_the_settings_beside_them_say(tmp_path: Path) -> None:
+    """As check-data, join and a simulation read them: so what is proposed fits every table as it is."""
+    folder = _own_tables(tmp_path / "own", settings=True)
+    proposal = propose("fever", folder, ["krank"], person="row")
+    file = task_from_text(proposal.text).file
+    assert file is not None and file.target.classes == ("nein", "ja")
+    columns = {column.name: column for column in file.columns}
+    assert list(columns) == ["Alter", "Fieber", "Aufnahme", "Ankunft"]
+    assert columns["Fieber"].high == 50 and columns["Aufnahme"].kind == "date"
+    assert (columns["Ankunft"].categories, columns["Ankunft"].missing) == (("Fuß", "Wagen"), "category")
+    assert not any("another unit" in line or "left out" in line for line in proposal.told) and not proposal.settings
+    assert any(line.startswith("leeds.csv: 90 records;") and "settings in leeds.yaml" in line for line in proposal.told)
+    (tmp_path / "fever.yaml").write_text(proposal.text)
+    for site in OWN:
+        looked = CliRunner().invoke(check_data, [str(tmp_path / "fever.yaml"), str(folder / f"{site}.csv")])
+        assert looked.exit_code == 0 and "it can be used as it is" in looked.output, looked.output
+
+
+def test_days_that_files_write_in_different_ways_are_days_and_each_file_s_setting_is_told(tmp_path: Path) -> None:
+    folder = _own_tables(tmp_path / "own", settings=False)
+    proposal = propose("fever", [folder / "bonn.csv", folder / "sendai.csv"], ["krank"], person="row")
+    told = [line for line in proposal.told if line.startswith("'Aufnahme'")]
+    assert told == [
+        "'Aufnahme': for bonn.csv write beside it bonn.yaml: 'data: {date_format: \"%d.%m.%Y\"}'",
+        "'Aufnahme': for sendai.csv write beside it sendai.yaml: 'data: {date_format: \"%Y/%m/%d\"}'",
+    ]
+    assert "Aufnahme: {kind: date" in proposal.text and not any("date_format" in need for need in proposal.settings)
+
+
+@pytest.mark.parametrize(
+    ("cell", "form"),
+    [
+        ("2024/07/{:02d}", "%Y/%m/%d"), ("2024/7/{}", "%Y/%m/%d"), ("2024.07.{:02d}", "%Y.%m.%d"),
+        ("2024-7-{}", "%Y-%m-%d"), ("2024/07/{:02d} 09:15", "%Y/%m/%d %H:%M"),
+        ("{:02d}.07.2024 09:15:20", "%d.%m.%Y %H:%M:%S"), ("2024-07-{:02d}T09:15", ""),
+    ],
+)  # fmt: skip
+def test_days_are_read_as_their_form_says(cell: str, form: str) -> None:
+    """As records are, later: `Rules` has the last word."""
+    cells = [cell.format(day) for day in range(1, 29)]
+    seen = look("seen", cells, ".")
+    assert seen.kind == "date" and seen.needs == ((f"data.date_format={form}",) if form else ())
+    assert all(not Rules(date_format=form).day(own)[1] for own in cells)

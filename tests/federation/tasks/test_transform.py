@@ -66,9 +66,9 @@ def test_a_missing_value_is_in_no_sum() -> None:
 
 def test_no_scale_leaves_the_declared_bounds_whatever_a_profile_says() -> None:
     """Institutions refuse such a scale: one sum that was led astray must not end the run."""
-    assert TWO.scale(np.zeros(6)).tolist() == [0, 0, 2 * LEAST_SPREAD, 2 * LEAST_SPREAD]
+    assert TWO.scale(np.zeros(6)).tolist() == [0, 0, 1, 1]
     wild = TWO.scale(np.array([1.0, 1.0, 9.0, -9.0, 1e9, -5.0]))
-    assert wild.tolist() == [1.0, -1.0, 2.0, 2 * LEAST_SPREAD]
+    assert wild.tolist() == [1.0, -1.0, 2.0, 1.0]
     for scale in (wild, TWO.scale(np.zeros(6)), TWO.public_scale):
         assert TWO.admits(scale, LEAST_SPREAD) == ""
 
@@ -91,6 +91,14 @@ def test_what_a_federation_s_own_values_could_not_have_is_told(scale: list[float
     assert said in found and bool(found) == bool(said)
 
 
+def test_a_column_that_never_varied_is_scaled_by_its_bounds_and_one_that_hardly_did_by_the_least_spread() -> None:
+    """Its weight stays as it began: by the least spread, another value to predict from would count for hundreds."""
+    profile = np.array([100, 100, 50, 50, 25, 25.0001])  # u = 0.5 in all records; and nearly so
+    mean, other, still, narrow = TWO.scale(profile)
+    assert (mean, other) == (0.5, 0.5) and still == 1.0 and narrow == 2 * LEAST_SPREAD
+    assert TWO.admits(TWO.scale(profile), LEAST_SPREAD) == ""
+
+
 def test_numbers_are_standardised_in_units_of_u() -> None:
     # scale: means 0.2 and −0.5, deviations 0.5 and 0.25; u of (75, 2) is (0.5, 0.5): 0.3 / 0.5, 1 / 0.25
     rows = given(TWO, [0.2, -0.5, 0.5, 0.25], numbers=[[75.0, 2.0], [60.0, 0.0]])
@@ -105,7 +113,7 @@ def test_of_a_column_with_a_long_tail_the_logarithm_is_scaled() -> None:
     ]  # fmt: skip
     table: Table = {NUMBERS: np.array([[50.0, 19.0], [50.0, 109.0]], np.float32), "ill": np.zeros(2)}
     assert long.profile(table).tolist() == pytest.approx([2, 2, 0, 1, 0, 1], abs=1e-6)
-    assert long.scale(long.profile(table)).tolist() == pytest.approx([0, 0.5, 0.002, 0.5], abs=1e-6)
+    assert long.scale(long.profile(table)).tolist() == pytest.approx([0, 0.5, 1.0, 0.5], abs=1e-6)
     scaled = long.affine(long.public_scale)[NUMBERS]
     back = values_of(long.schema, np.array([[0.5, -1.0]]) / scaled[1] + scaled[0])
     assert back.tolist() == [[75.0, pytest.approx(10.0)]]

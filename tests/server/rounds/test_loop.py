@@ -149,16 +149,18 @@ def test_scale_comes_from_sums_over_all_institutions() -> None:
     assert values.mean() > mean.max() == 1.0  # some columns' bounds are narrower than the values
 
 
-def test_a_feature_that_never_varies_is_scaled_by_a_thousandth_of_its_range() -> None:
+def test_a_feature_that_never_varies_is_scaled_by_its_range_and_none_by_less_than_a_thousandth_of_it() -> None:
     made = rounds([honest(0.5, 10), honest(0.5, 30)], min_cohort=2)
     made.profile()
-    np.testing.assert_allclose(made.scale[30:], 1e-3 * 2)
+    np.testing.assert_allclose(made.scale[30:], 1.0)
     model = np.zeros(TASK.parameters, dtype=np.float32)
     policy = Policy(allowed_tasks=("breast_cancer",), require_privacy=False, allow_plain_updates=True)
     trainer = make_trainer(ClientConfig(device="cpu"), Rules.of(policy, 2**20))
     request = EvaluateRequest("r", 1, TASK.name, model, made.scale, digest=TASK.digest)
     assert not isinstance(trainer.answer(request), Refusal)
-    assert trainer.answer(dataclasses.replace(request, scale=made.scale * 0.99)) == Refusal("policy")
+    least = np.concatenate([made.scale[:30], np.full(30, 1e-3 * 2)])
+    assert not isinstance(trainer.answer(dataclasses.replace(request, scale=least)), Refusal)
+    assert trainer.answer(dataclasses.replace(request, scale=least * 0.99)) == Refusal("policy")
 
 
 def test_a_run_that_every_policy_forbids_says_what_to_do() -> None:
