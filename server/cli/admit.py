@@ -46,18 +46,14 @@ def admit(
 
 def _invite(home: Path, name: str, out: Path) -> None:
     from sovfed.federation.certificates import certificate_fingerprint
-    from sovfed.federation.files import check_writable, write_private
+    from sovfed.federation.files import alone, check_writable
     from sovfed.federation.identity import parse_certificate
     from sovfed.federation.wire.enrolment import Invitation
-    from sovfed.server.registry.enrolment import invite, invited_until
     from sovfed.server.registry.joining import join_options
 
-    if out.exists() and (until := invited_until(home, name)) and until > time.time():
-        click.echo(f"{out} was written before, and is good until {datetime.fromtimestamp(until, UTC):%F %R} UTC")
-    else:
-        check_writable(out)
-        write_private(out, invite(home, name).to_json().encode())
-        click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
+    check_writable(out)
+    with alone(out.absolute().parent):  # of two at once, the first one's file would hold an invitation that is void
+        _write_invitation(home, name, out)
     invited = Invitation.from_json(out.read_text(encoding="utf-8"))
     root = certificate_fingerprint(parse_certificate(invited.root.encode(), str(out)))
     options = join_options(home)
@@ -65,6 +61,18 @@ def _invite(home: Path, name: str, out: Path) -> None:
     if "--officers" in options:
         click.echo("--officers: a person there signs each run, and people here have approved it; theirs to choose")
     click.echo(f"the authority tells them its fingerprint\n  {root}")
+
+
+def _write_invitation(home: Path, name: str, out: Path) -> None:
+    """Unless one that is still good was written there before."""
+    from sovfed.federation.files import write_private
+    from sovfed.server.registry.enrolment import invite, invited_until
+
+    if out.exists() and (until := invited_until(home, name)) and until > time.time():
+        click.echo(f"{out} was written before, and is good until {datetime.fromtimestamp(until, UTC):%F %R} UTC")
+    else:
+        write_private(out, invite(home, name).to_json().encode())
+        click.echo(f"wrote {out}: give it to {name} by a way that nobody else reads")
 
 
 def _request(home: Path, name: str, timeout_s: float) -> Waiting | None:

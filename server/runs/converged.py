@@ -1,4 +1,4 @@
-"""Whether training had come to rest when the rounds were over."""
+"""Whether training had come to rest when the rounds were over, and whether it had gone on for too long."""
 
 from __future__ import annotations
 
@@ -37,3 +37,26 @@ def still_falling(lines: Sequence[dict[str, Any]], task: Mapping[str, Any]) -> s
         more = f"try rounds={2 * len(lines)}, or a larger task.learning_rate or task.local_epochs"
         return f"not converged: the loss ({name}) still fell at the end, {means}; {more}"
     return ""
+
+
+def risen(lines: Sequence[dict[str, Any]]) -> str:
+    """What to say of rounds of which the held-out loss had its lowest long before the end; "" if it had not.
+
+    Compared are means of windows: the lowest among all, and the last.
+    """
+    curve = losses(lines).get("held out", [])
+    values = [value for _, value in curve]
+    window = max(SHORTEST, len(values) // SHARE)
+    if len(values) < 2 * window:
+        return ""
+    means = [fmean(values[first : first + window]) for first in range(len(values) - window + 1)]
+    lowest = min(range(len(means)), key=means.__getitem__)
+    low, last = values[lowest : lowest + window], values[-window:]
+    rise, error = means[-1] - means[lowest], math.sqrt((variance(low) + variance(last)) / window)
+    if lowest + window > len(values) - window or rise <= max(LEAST * abs(means[lowest]), ERRORS * error):
+        return ""
+    best = curve[lowest + window // 2][0]
+    return (
+        f"too long: the loss (held out) rose from {means[lowest]:.4g} about round {best} to {means[-1]:.4g} at the end "
+        f"(means of {window} rounds); try rounds={max(1, best)}, or keep_best=true with patience, or weight decay"
+    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.federation.errors import DataError
 from sovfed.federation.models.usage import usage
-from sovfed.server.runs.converged import still_falling
+from sovfed.server.runs.converged import risen, still_falling
 from sovfed.server.runs.curves import read_rounds
 from sovfed.server.runs.release import MODEL, TABLE
 
@@ -27,9 +27,11 @@ def intervals_told(summary: dict[str, Any]) -> str:
 
 
 def _unfinished(summary: dict[str, Any], folder: Path) -> str:
-    """That the loss still fell in the last rounds of the run in `folder`; "" if it did not."""
-    task = summary.get("config", {}).get("task", {})
-    return "" if "table" in summary else still_falling(read_rounds(folder), task)
+    """That the loss still fell in the last rounds of the run in `folder`, or had risen again; "" if neither."""
+    config, lines = summary.get("config", {}), read_rounds(folder)
+    if "table" in summary:
+        return ""
+    return still_falling(lines, config.get("task", {})) or ("" if config.get("keep_best") else risen(lines))
 
 
 def ending(summary: dict[str, Any], folder: Path, model: str, option: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,15 @@ def test_what_is_there_is_not_written_over(home: Path, tmp_path: Path, kind: str
 def test_a_failed_invitation_leaves_no_file(home: Path, tmp_path: Path) -> None:
     assert invite(home, "Hospital 1", "--out", tmp_path / "out").returncode == 3
     assert list(tmp_path.iterdir()) == [home]
+
+
+def test_of_two_who_admit_at_once_the_invitation_that_was_written_holds(home: Path, tmp_path: Path) -> None:
+    """One invitation voids the other: whoever comes second finds the first one's file."""
+    out = tmp_path / "hospital-1.invitation"
+    command = [sys.executable, "-m", "sovfed", "server", "admit", "hospital-1", "--no-wait", "--home", str(home)]
+    both = [subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = sorted(process.communicate(timeout=100)[0].splitlines()[0] for process in both)
+    assert "was written before" in told[0] and told[1].startswith(f"wrote {out}")
+    token = Invitation.from_json(out.read_text()).token
+    with sqlite3.connect(home / "registry" / "enrolment.db") as db:
+        assert db.execute("SELECT token FROM institutions").fetchall() == [(enrolment._sha256(token),)]

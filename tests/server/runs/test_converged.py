@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sovfed.server.runs.converged import still_falling
+from sovfed.server.runs.converged import risen, still_falling
 
 
 def rounds(training: list[float], held_out: list[float] | None = None) -> list[dict[str, Any]]:
@@ -57,3 +57,19 @@ def test_the_fall_that_a_cooldown_brings_is_none_of_training() -> None:
     curve = rounds([0.5] * 40 + [0.5 - 0.02 * number for number in range(10)])
     assert still_falling(curve, {"schedule": "wsd", "cooldown": 0.2}) == ""
     assert "still fell" in still_falling(curve, {"schedule": "constant", "cooldown": 0.2})
+
+
+def test_a_loss_that_rose_again_is_told_with_the_round_and_what_to_try() -> None:
+    """0.5 + |r − 10| / 100 of model r: means of four are 0.51 at the lowest, 8 to 11 or 9 to 12, and last 0.575."""
+    curve = rounds([0.1] * 20, [0.5 + abs(number - 10) / 100 for number in range(20)])
+    told = risen(curve)
+    assert "rose from 0.51 about round 10 to 0.575 at the end (means of 4 rounds); try rounds=10" in told
+
+
+@pytest.mark.parametrize("count", [6, 30, 100])
+def test_a_held_out_loss_that_is_at_rest_or_falls_or_is_not_told_has_not_risen(count: int) -> None:
+    for seed in range(20):
+        draw = random.Random(seed)
+        assert risen(rounds([0.5] * count, [0.5 + draw.gauss(0, 0.002) for _ in range(count)])) == ""
+    assert risen(rounds([0.5] * count, falling(count, 0.1))) == ""
+    assert risen(rounds(falling(count, 0.1))) == "" == risen([])
