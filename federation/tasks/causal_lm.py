@@ -21,6 +21,7 @@ from sovfed.federation.errors import ConfigError
 from sovfed.federation.schema import nearest
 
 PreTrainedModel: TypeAlias = Any  # transformers', whose own types are not whole
+MOST_LAYERS: Final = 1_000
 HIDDEN: Final = torch.finfo(torch.float32).min  # added to the score of a token that is still to come
 
 
@@ -128,15 +129,23 @@ def _read(folder: Path) -> PreTrainedModel:
     own: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
     try:
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _require_few_layers(config)
         if torch.get_default_device().type == "meta":
-            model = library.AutoModelForCausalLM.from_config(config, **own)
-        else:
-            model = library.AutoModelForCausalLM.from_pretrained(
-                folder, config=config, local_files_only=True, use_safetensors=True, **own
-            )
+            return library.AutoModelForCausalLM.from_config(config, **own)
+        model, told = library.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True, **own
+        )
     except Exception as error:  # the library raises whatever it meets
         raise ConfigError(f"{folder}: no causal language model that can be read: {_first(error)}") from error
+    if told["missing_keys"]:
+        raise ConfigError(f"{folder}: its weights lack {min(told['missing_keys'])}, which would be made up")
     return model
+
+
+def _require_few_layers(config: Any) -> None:
+    """So many as nobody has would take all memory before it is seen that their weights are not there."""
+    if (layers := getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
+        raise ConfigError(f"{layers} layers, at most {MOST_LAYERS}")
 
 
 def _chosen(model: PreTrainedModel, head: nn.Module | None, names: Collection[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -57,6 +57,12 @@ def made(kind: str, folder: Path) -> Path:
     return folder
 
 
+def configured(base: Path, **changes: Any) -> None:
+    """Change the configuration in `base`."""
+    told = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**told, **changes}))
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(request.param, tmp_path_factory.mktemp(request.param))
@@ -206,6 +212,9 @@ def test_other_weights_or_another_configuration_are_another_base(tmp_path: Path)
         (lambda base: (base / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "x.Y"}}'),
          "no causal language model that can be read"),
         (lambda base: (base / "model.safetensors").write_bytes(b"\x08"), "no causal language model that can be read"),
+        (lambda base: configured(base, num_hidden_layers=10**7), "10000000 layers, at most 1000"),
+        (lambda base: configured(base, num_hidden_layers=3), r"weights lack model.layers.2.*would be made up"),
+        (lambda base: configured(base, hidden_size=10**9), "no causal language model that can be read"),
     ],
 )  # fmt: skip
 def test_what_is_no_model_or_wants_to_run_code_is_refused_in_words(tmp_path: Path, spoil: Any, told: str) -> None:
