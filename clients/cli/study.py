@@ -14,12 +14,13 @@ from sovfed.federation.text import visible
 
 @click.group(cls=Group)
 def study() -> None:
-    """List, add and check studies: each has a task and its own records.
+    """List, add, remove and check studies: each has a task and its own records.
 
     \b
     Examples:
       sovfed client study add births --task birth.yaml data.path=/srv/births.csv
       sovfed client study list
+      sovfed client study remove births
       sovfed client study check        read the records of every study, and say what to mend
     """
 
@@ -90,6 +91,25 @@ def add(name: str, overrides: tuple[str, ...], task: str, allow: bool, populatio
         click.echo(f"to let runs train it, policy.yaml needs in allowed_tasks: {entry}")
     for line in (*population_findings(config, policy), *data_findings(config, policy, name)):
         click.echo(visible(line), err=True)
+
+
+@study.command()
+@click.argument("name")
+@HOME
+def remove(name: str, home: Path) -> None:
+    """Take study NAME out of client.yaml; its records, ledger and logs stay as they are.
+
+    \b
+    Example:
+      sovfed client study remove births
+    """
+    from sovfed.clients.home.policy import load_policy
+    from sovfed.clients.home.studies import remove_study
+
+    was = remove_study(home, name)
+    click.echo(f"client.yaml has no study {name} any more; it holds from the next `sovfed client up`")
+    if was.task in load_policy(home).allowed_tasks:
+        click.echo(f"policy.yaml still allows {was.task}: strike it out of allowed_tasks, or runs of it read `data`")
 
 
 @study.command()

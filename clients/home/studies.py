@@ -1,8 +1,9 @@
-"""An institution's studies in `client.yaml`: listed, and added to the file as its operator has written it."""
+"""An institution's studies in `client.yaml`: listed, added and removed, the rest as its operator has written it."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sovfed.clients.home.folder import SETTINGS, load_config
@@ -10,7 +11,7 @@ from sovfed.clients.home.settings import named_lines, read_settings
 from sovfed.federation.config import REST, ClientConfig, StudyConfig
 from sovfed.federation.errors import ConfigError
 from sovfed.federation.files import write_private
-from sovfed.federation.schema import bind
+from sovfed.federation.schema import bind, nearest
 from sovfed.federation.text import AT
 
 if TYPE_CHECKING:
@@ -56,6 +57,26 @@ def add_study(home: Path, name: str, task: str, data: DataConfig, population: st
         raise ConfigError(f"{path}: its 'studies' are written in another way; add there by hand\n{block}")
     write_private(path, changed.encode())
     return load_config(home)
+
+
+def remove_study(home: Path, name: str) -> StudyConfig:
+    """Take study `name` out of `home/client.yaml`; what it was. Raises ConfigError if it is not there, or not in lines
+    of its own.
+    """
+    path = home / SETTINGS
+    old = load_config(home).studies
+    if name not in old:
+        raise ConfigError(f"{path}: there is no study '{name}'{nearest(name, tuple(old))}")
+    text = path.read_text(encoding="utf-8")
+    lines = rf"^{INDENT}(['\"]?){re.escape(name)}\1:.*\n(?:{INDENT}[ ].*\n)*"
+    changed = re.sub(lines, "", f"{text.rstrip()}\n", flags=re.MULTILINE)
+    if len(old) == 1:
+        changed = re.sub(r"^studies:[ ]*$", "studies: {}", changed, flags=re.MULTILINE)
+    before = bind(ClientConfig, read_settings(path), str(path))
+    if _read(changed) != replace(before, studies={key: study for key, study in before.studies.items() if key != name}):
+        raise ConfigError(f"{path}: study '{name}' is not in lines of its own; take it out by hand")
+    write_private(path, changed.encode())
+    return old[name]
 
 
 def _with_block(text: str, block: str) -> str:

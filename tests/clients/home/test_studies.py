@@ -18,7 +18,7 @@ from sovfed.clients.home.folder import create, load_config, private_obstacles
 from sovfed.clients.home.looked import data_findings
 from sovfed.clients.home.policy import Policy
 from sovfed.clients.home.settings import settings_text
-from sovfed.clients.home.studies import add_study
+from sovfed.clients.home.studies import add_study, remove_study
 from sovfed.clients.trainer.process import with_bad_rows
 from sovfed.clients.trainer.service import make_trainer
 from sovfed.federation.config import ClientConfig, DataConfig, StudyConfig
@@ -286,7 +286,33 @@ def test_a_home_from_before_there_were_studies_gets_one(tmp_path: Path) -> None:
     assert set(add_study(home, "births", "study-first", at("/srv/a.csv")).studies) == {"births"}
 
 
-def test_the_commands_add_list_and_check(tmp_path: Path) -> None:
+def test_a_study_is_removed_and_what_stands_beside_it_stays(tmp_path: Path) -> None:
+    home = home_of(tmp_path)
+    file = home / "client.yaml"
+    before = file.read_text()
+    add_study(home, "births", "study-first", at("/srv/a.csv", missing_words=("k.A.",)))
+    add_study(home, "stays", "study-other", at("/srv/b.csv"))
+    file.write_text(file.read_text() + "# a remark of the operator's\n")
+    assert remove_study(home, "births").task == "study-first"
+    assert set(load_config(home).studies) == {"stays"} and "# a remark of the operator's" in file.read_text()
+    remove_study(home, "stays")
+    assert file.read_text() == f"{before.rstrip()}\n# a remark of the operator's\n"
+    assert set(add_study(home, "births", "study-first", at("/srv/a.csv")).studies) == {"births"}
+
+
+def test_a_study_that_is_not_there_or_not_in_its_own_lines_is_left(tmp_path: Path) -> None:
+    home = home_of(tmp_path)
+    file = home / "client.yaml"
+    file.write_text(file.read_text().replace("studies: {}", 'studies: {"births": {"task": "study-first"}}'))
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=r"no study 'birth' \(did you mean 'births'"):
+        remove_study(home, "birth")
+    with pytest.raises(ConfigError, match="take it out by hand"):
+        remove_study(home, "births")
+    assert file.read_text() == before
+
+
+def test_the_commands_add_list_remove_and_check(tmp_path: Path) -> None:
     home = home_of(tmp_path)
     table(tmp_path / "births.csv", "age,ill", *[f"{40 + row},{row % 2}" for row in range(20)], "secret,1")
     words = ["study", "add", "births", "--task", "study-first", "--home", str(home), "data=csv"]
@@ -317,3 +343,6 @@ def test_a_study_of_a_file_alone_is_read_by_what_the_file_is(tmp_path: Path) -> 
     assert load_config(home).studies["births"].data.source == "csv"
     result = CliRunner().invoke(cli, [*words[:2], "none", *words[3:]])
     assert result.exit_code != 0 and "which records?" in str(result.exception)
+    result = CliRunner().invoke(cli, ["study", "remove", "births", "--home", str(home)])
+    assert result.exit_code == 0 and "policy.yaml still allows study-first" in result.output, result.output
+    assert "births" not in CliRunner().invoke(cli, ["study", "list", "--home", str(home)]).output
