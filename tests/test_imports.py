@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -240,3 +241,12 @@ print(json.dumps([root, sorted({HEAVY!r} & set(sys.modules)), codes]))
     after_root, after_groups, codes = json.loads(done.stdout)
     assert (after_root, after_groups) == ([], [])
     assert set(codes) == {0}
+
+
+def test_whoever_defines_a_task_starts_no_thread() -> None:
+    """The size of a package's model is asked of a fork, which a process with threads cannot make."""
+    code = "import os, sovfed.task; print(len(os.listdir('/proc/self/task')))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT / ".src")
+    assert done.stdout.strip() == "1"

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from sovfed.clients.data import Records, check
 from sovfed.clients.data.split import by_content, by_person
-from sovfed.clients.data.tables.words import is_nobody, person_name
 from sovfed.federation.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ def records(task: Task, train: Part, test: Part | None = None, *, persons: npt.A
     column's name; numbers of a table stand side by side, [n, columns], and so do several targets. `persons` [n] names
     the person of each record, those of `test` behind those of `train`. Raises DataError.
     """
+    from sovfed.clients.data.tables.words import is_nobody, person_name  # beside Arrow, which starts threads
+
     table = _table(task, train)
     count = len(next(iter(table.values())))
     if test is not None:
