@@ -137,10 +137,8 @@ class Masking:
                     reply = self._finish(run, body, request.run)
                 case _:
                     reply = self._reveal(run, body, terms)
-        except (
-            wire.PeerError,
-            wire.ShareError,
-        ) as error:  # a bare refusal would have this institution left out in the other's place
+        except (wire.PeerError, wire.ShareError) as error:
+            # A bare refusal would have this institution left out in the other's place.
             log.warning("run %s, secure aggregation: %s", request.run, error)
             reply = error.complaint.encode()
         return SecaggReply(step=request.step, body=np.frombuffer(reply, np.uint8))
