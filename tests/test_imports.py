@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+import pytest
+
 from sovfed.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -243,10 +245,13 @@ print(json.dumps([root, sorted({HEAVY!r} & set(sys.modules)), codes]))
     assert set(codes) == {0}
 
 
-def test_whoever_defines_a_task_starts_no_thread() -> None:
-    """The size of a package's model is asked of a fork, which a process with threads cannot make."""
-    code = "import os, sovfed.task; print(len(os.listdir('/proc/self/task')))"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
+@pytest.mark.parametrize("module", ["sovfed.task", "sovfed.clients.node.sandbox"])
+def test_what_forks_or_is_sealed_has_started_no_thread(module: str) -> None:
+    """The size of a package's model is asked of a fork, which a process with threads cannot make; and a thread that is
+    there before a process is sealed keeps what the process loses.
+    """
+    threads = {"OMP_NUM_THREADS": "1"} if module == "sovfed.task" else {}
+    command = [sys.executable, "-c", f"import os, {module}; print(len(os.listdir('/proc/self/task')))"]
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")} | threads
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT / ".src")
     assert done.stdout.strip() == "1"

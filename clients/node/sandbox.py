@@ -27,7 +27,6 @@ from sovfed.federation.files import private_directory
 from sovfed.federation.host import landlock, sandbox, settings
 from sovfed.federation.host.landlock import DEVICE, LISTEN, READ, WRITE, Rule
 from sovfed.federation.host.leaving import leave
-from sovfed.federation.tasks.shelf import folders_of_bases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,8 +87,9 @@ def _rules(name: Name, home: Path, records: Sequence[Path], files: Sequence[Path
         yield Rule(home / relative, rights)
     if name == "trainer":
         yield from (Rule(path, READ) for path in (*records, *files))
-        for folder in folders_of_bases(home):  # its files may be links into a store of models
-            yield from (Rule(path.resolve(), READ) for path in (folder, *folder.glob("*")))
+        for kept in (home / "tasks").glob("*/base"):  # as `tasks/shelf.py` writes it, whose imports start threads
+            folder = Path(kept.read_text(encoding="utf-8"))
+            yield from (Rule(path.resolve(), READ) for path in (folder, *folder.glob("*")))  # links into a store, too
         yield from (Rule(_folder_of(path, home), READ) for path in records)
         for pattern in GPU:
             yield from (Rule(device, DEVICE) for device in Path("/dev").glob(pattern))

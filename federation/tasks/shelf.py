@@ -40,11 +40,6 @@ def read_bounded(file: Path) -> bytes:
     return content
 
 
-def folders_of_bases(home: Path) -> list[Path]:
-    """Where the models lie that tasks in `home` build on."""
-    return [Path(kept.read_text(encoding="utf-8")) for kept in sorted((home / FOLDER).glob(f"*/{BASE}"))]
-
-
 class Shelf:
     """The tasks in `home`."""
 
